@@ -6,6 +6,9 @@ ROWS ?=
 ONLY ?=
 # Parallel test processes, each with its own Kafka and PostgreSQL.
 JOBS ?= 2
+# make test: times the usual number of random histories of each model.
+HISTORIES ?=
+export HISTORIES
 SECONDS ?= 60
 SEED ?=
 MINUTES ?=
@@ -31,10 +34,15 @@ INPUT ?=
 PLANT ?=
 # make model: a rule to leave out.
 RULE ?=
+# Tests and benchmarks start headrace a thousand times, and would compile its modules each time where no bytecode is kept.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
 
-.PHONY: help demo test coverage lint bench fuzz types chaos faults model audit clean
+LOWEST := .venv-lowest
+
+.PHONY: help demo test lowest coverage lint bench fuzz types chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extension/*.[ch])
@@ -61,6 +69,14 @@ demo: $(STAMP)  ## run all migrations on real servers
 
 test: $(STAMP)  ## run every test on real servers, or with SANITIZE=1 the codec's on a build with sanitizers
 	$(BIN)/python -m $(if $(SANITIZE),tests.schemas.codec.sanitized,pytest -n $(JOBS) --dist loadfile)
+
+$(LOWEST)/.installed: pyproject.toml tests/lowest_constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/lowest_constraints.txt -e '.[dev]'
+	@touch $@
+
+lowest: $(LOWEST)/.installed  ## run the tests without servers with the oldest packages that are accepted
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not stack"
 
 coverage: $(STAMP)  ## show how much of each subpackage the tests without servers execute, or with SERVERS=1 every test
 	rm -rf build/coverage
@@ -118,6 +134,6 @@ model: $(STAMP)  ## verify the models of docs/explanation/models with SPIN (ONLY
 	$(BIN)/python -m tests.models $(if $(ONLY),--only $(ONLY)) $(if $(RULE),--rule $(RULE))
 
 clean:  ## remove the files of the other targets
-	rm -rf $(VENV) $(AUDIT) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) $(LOWEST) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
 	rm -f schemas/codec/_compiled.*.so schemas/codec/_compiled.*.pyd
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

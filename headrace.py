@@ -12,9 +12,11 @@ import os
 import sys
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
     import typer
 
     from consumers.contract.backfill import Backfill
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from consumers.contract.suggested_index import SuggestedIndex
     from consumers.testing.author_contract import Contract
     from consumers.testing.table_case import TableCase
+    from infra.cli.advice import Advice
+    from infra.cli.lazy_commands import Listed
     from infra.rights.programs import Program
     from infra.settings.model import Settings
     from schemas.events import UNCHANGED, ChangeEvent, Op, Source
@@ -64,9 +68,6 @@ _MODULES: Final = {
 }
 """Module → what the API has of it; infra/stubs has the same for type checkers, which read no single file."""
 
-INTERRUPTED: Final = 130
-"""Typer's exit code after Ctrl-C, as a shell reports it: 128 plus the signal's number."""
-
 VERBOSE: Final = "--verbose"
 
 _HELP: Final = """Streams live PostgreSQL rows through Kafka into idempotent migrations, exactly once.
@@ -77,6 +78,52 @@ _HELP: Final = """Streams live PostgreSQL rows through Kafka into idempotent mig
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 refused for safety.
     """
+
+COMMANDS: Final = {
+    "demo": ("Run all migrations on temporary servers, with proofs.", "infra.demo.demo_command:demo"),
+    "up": ("Start Kafka and PostgreSQL in the background.", "infra.stack.up_command:up"),
+    "down": ("Stop the servers of `headrace up`; keep their data.", "infra.stack.up_command:down"),
+    "init": ("Write a settings file, or print its SQL or Kafka ACLs.", "infra.init.init_command:init_with"),
+    "produce": ("Stream a database, or walk a virtual storage, into Kafka.", "producers.commands.produce:produce"),
+    "check": (
+        "Report what sources and migrations need before they can run.",
+        "producers.commands.check_command:check_with",
+    ),
+    "snapshot": ("Re-snapshot a table, or a range of its keys.", "producers.commands.snapshot_command:snapshot"),
+    "switchover": (
+        "Move gitlab schemas to a physical standby and promote it.",
+        "producers.commands.switchover_command:switchover",
+    ),
+    "guard": ("Reject writes to tables that another database owns.", "producers.commands.guard_command:guard"),
+    "consume": ("Run a consumer of a migration until it is stopped.", "consumers.commands.consume:consume"),
+    "status": ("Show the progress of every migration and source.", "consumers.commands.consume:status"),
+    "migrations": ("List the migrations, and what each one does.", "consumers.commands.migrations_command:migrations"),
+    "try": ("Show what a migration does with one row; write nothing.", "consumers.commands.try_command:try_"),
+    "pause": ("Pause a migration; its consumers stay and wait.", "consumers.commands.consume:pause"),
+    "resume": ("Resume a paused or failed migration.", "consumers.commands.consume:resume"),
+    "replay": ("Start a new run of a migration over its topics.", "consumers.commands.consume:replay"),
+    "verify": ("Count the rows that a migration has left to change.", "consumers.commands.consume:verify"),
+    "finalize": ("Run a consumer until the migration is complete.", "consumers.commands.consume:finalize"),
+    "cleanup": ("List or remove records that a switchover left behind.", "consumers.commands.cleanup_command:cleanup"),
+    "place": ("Print the gitserver node of each repository.", "consumers.commands.place_command:place"),
+    "route": ("Print the nodes to ask for a repository, in order.", "consumers.commands.route_command:route"),
+    "schema-registry": (
+        "Serve the schemas topic as a read-only registry.",
+        "infra.schema_registry.schema_registry_command:schema_registry",
+    ),
+    "dead-letters": (
+        "List, retry or discard a migration's dead letters.",
+        "consumers.commands.dead_letters_command:app",
+    ),
+    "schema": ("Add a NOT NULL column without blocking, in three releases.", "consumers.commands.schema_command:app"),
+    "new": ("Write a migration of your own.", "consumers.commands.new_command:app"),
+    "config": ("Check, show or describe the settings file.", "consumers.commands.config_command:app"),
+    "completion": (
+        "Print a script that completes commands and options.",
+        "infra.cli.completion_command:completion",
+    ),
+}
+"""Command or group → its summary, and `module:name` of its function or typer.Typer; in the order of the help."""
 
 if not TYPE_CHECKING:  # a type checker would accept every name
 
@@ -101,27 +148,37 @@ def programs(settings: Settings) -> list[Program]:
     return [*producers.source.rights.programs(settings), *consumers.operations.rights.programs(settings)]
 
 
+def advise(settings: Settings, names: Collection[str]) -> Iterable[Advice]:
+    """Yield advice about these migrations, or about all."""
+    from consumers.operations.check import advise
+
+    return advise(settings, names)
+
+
+def listed() -> dict[str, Listed]:
+    """Return every command and group by name, in the order of the help; imports none of them."""
+    from infra.cli.lazy_commands import Listed
+
+    given = {"init": programs, "check": advise}  # what these are about is on both sides, which no package imports
+
+    def loader(name: str, place: str) -> Callable[[], Any]:
+        def load() -> Any:
+            module, _, attribute = place.partition(":")
+            found = getattr(import_module(module), attribute)
+            return found(given[name]) if name in given else found
+
+        return load
+
+    return {name: Listed(summary, loader(name, place)) for name, (summary, place) in COMMANDS.items()}
+
+
 @cache
 def _command_line() -> typer.Typer:
     import typer
 
-    import consumers.commands.consume
-    import consumers.operations.check
-    import infra.cli.completion_command
-    import infra.demo.demo_command
-    import infra.init.init_command
-    import infra.schema_registry.schema_registry_command
-    import infra.stack.up_command
-    import producers.commands.produce
-    from infra.service.terminal import help_markup
+    from infra.cli.lazy_commands import appearance, lazy_group
 
-    built = typer.Typer(
-        name="headrace",
-        help=_HELP,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=help_markup(),
-    )
+    built = typer.Typer(name="headrace", help=_HELP, cls=lazy_group(listed()), **appearance())
 
     @built.callback()
     def options(
@@ -134,19 +191,6 @@ def _command_line() -> typer.Typer:
     ) -> None:
         pass
 
-    for commands in (
-        infra.demo.demo_command.COMMANDS,
-        infra.stack.up_command.COMMANDS,
-        infra.init.init_command.commands(programs),
-        producers.commands.produce.commands(consumers.operations.check.advise),
-        consumers.commands.consume.COMMANDS,
-        infra.schema_registry.schema_registry_command.COMMANDS,
-        (infra.cli.completion_command.completion,),
-    ):
-        for command in commands:
-            built.command()(command)
-    for name, subcommands in consumers.commands.consume.GROUPS.items():
-        built.add_typer(subcommands, name=name)
     return built
 
 
@@ -176,29 +220,48 @@ def _arguments() -> list[str]:
 
 def main() -> None:
     """Run the command line; every error a user can meet is one line on standard error, and what it shows after that."""
-    import typer
+    from infra.service import interrupts
+
+    with interrupts.guarded():
+        code = _code()
+        if interrupts.asked():
+            interrupts.leave(code)
+    sys.exit(code)
+
+
+def _code() -> int:
+    """Run the command line and return its exit code."""
+    from typer import Abort
     from typer.exceptions import TyperException
 
+    from infra.service.interrupts import INTERRUPTED, STOPPED
     from schemas.errors import HeadraceError
 
     try:
-        sys.exit(_run())
+        code = _run()
     except HeadraceError as error:
-        _fail(str(error), error.exit_code, error.shown)
+        return _failed(str(error), error.exit_code, error.shown)
     except TyperException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "headrace")
-        _fail(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{path} --help`", error.exit_code)
-    except typer.Abort:
-        _fail("not confirmed; nothing was changed", 1)
+        return _failed(f"{' '.join(error.format_message().split()).rstrip('.')}; see `{path} --help`", error.exit_code)
+    except Abort:
+        return _failed("not confirmed; nothing was changed", 1)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone: there is nowhere to report to.
         _drop_output()
-        sys.exit(1)
+        return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _drop_output()
-        _fail(f"no space left to write {error.filename or 'the output'}; free some space, then run it again", 1)
+        return _failed(
+            f"no space left to write {error.filename or 'the output'}; free some space, then run it again", 1
+        )
+    if code == INTERRUPTED:
+        print(STOPPED, file=sys.stderr)
+    return code
 
 
 def _run() -> int:
@@ -208,16 +271,14 @@ def _run() -> int:
         # Flushed here, not when Python exits, so that a failed write is still reported. With `>&-` stdout is None.
         if sys.stdout is not None:
             sys.stdout.flush()
-    if code == INTERRUPTED:
-        print("headrace: stopped; start it again to continue", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
-def _fail(message: str, exit_code: int, shown: tuple[str, ...] = ()) -> NoReturn:
+def _failed(message: str, exit_code: int, shown: tuple[str, ...] = ()) -> int:
     from schemas.errors import printable
 
     print("\n".join([f"headrace: error: {printable(message)}", *map(printable, shown)]), file=sys.stderr)
-    sys.exit(exit_code)
+    return exit_code
 
 
 def _drop_output() -> None:

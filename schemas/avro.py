@@ -1,7 +1,9 @@
 """Builds the Avro schemas of a table's events and keys; the same relation always gives the same schema.
 
-The envelope has Debezium's field names. `op` and `source` come first and `ordinal` is the last field of `source`, so
-that all bytes before the ordinal are the same for a transaction's changes of one kind to one table.
+The envelope and its `source` have Debezium's field names; `source.gitlab_schema`, `source.ordinal`, `unchanged` and
+`exact` are headrace's own. `op` and `source` come first and `ordinal` is the last field of `source`, so that all bytes
+before the ordinal are the same for a transaction's changes of one kind to one table. `exact` is the last field, since
+which values it has is known once the rows are written.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ COLUMN_PROPERTY: Final = "headrace.column"
 
 IDENTITY_PROPERTY: Final = "headrace.identity"
 """The envelope property with the columns that an update's `before` contains; absent: all of them."""
+
+ENVELOPE: Final = "Envelope"
+"""The name of the record of every event."""
 
 FORMAT_PROPERTY: Final = "headrace.format"
 """The envelope property with the format of its events (schemas.formats.EVENTS); absent: 1."""
@@ -65,20 +70,29 @@ def value_schema(relation: Relation, gitlab_schema: str) -> Schema:
         "type": "record",
         "name": "Source",
         "fields": [
-            {"name": "database", "type": "string"},
+            {"name": "version", "type": "string"},
+            {"name": "connector", "type": "string"},
+            {"name": "name", "type": "string"},
+            {"name": "db", "type": "string"},
             {"name": "gitlab_schema", "type": "string"},
             {"name": "schema", "type": "string"},
             {"name": "table", "type": "string"},
-            {"name": "xid", "type": ["null", "long"], "default": None},
+            {"name": "txId", "type": ["null", "long"], "default": None},
             {"name": "ts_ms", "type": "long"},
-            {"name": "snapshot", "type": "boolean"},
+            {"name": "snapshot", "type": "string"},
             {"name": "lsn", "type": "long"},
             {"name": "ordinal", "type": "long"},
         ],
     }
+    texts = {"type": "map", "values": "string"}
+    exact = {
+        "type": "record",
+        "name": "Exact",
+        "fields": [{"name": "before", "type": texts}, {"name": "after", "type": texts}],
+    }
     envelope: Schema = {
         "type": "record",
-        "name": "Envelope",
+        "name": ENVELOPE,
         "namespace": _namespace(relation, gitlab_schema),
         "fields": [
             {"name": "op", "type": "string"},
@@ -87,12 +101,22 @@ def value_schema(relation: Relation, gitlab_schema: str) -> Schema:
             {"name": "unchanged", "type": {"type": "array", "items": "string"}},
             {"name": "before", "type": ["null", row], "default": None},
             {"name": "after", "type": ["null", "Row"], "default": None},
+            {"name": "exact", "type": ["null", exact], "default": None},
         ],
     }
     envelope[FORMAT_PROPERTY] = formats.EVENTS.version
     if relation.replica_identity != "f":
         envelope[IDENTITY_PROPERTY] = list(relation.identity_columns)
     return envelope
+
+
+def require_format(schema: Schema, where: str) -> None:
+    """Raise NewerFormat or OlderFormat for the schema of events in a format that this headrace does not read.
+
+    `where` names the schema in messages. A key's schema has no format: its id is part of the key.
+    """
+    if schema.get("name") == ENVELOPE or FORMAT_PROPERTY in schema:
+        formats.EVENTS.require(schema.get(FORMAT_PROPERTY, 1), where)
 
 
 def key_schema(relation: Relation, gitlab_schema: str, key: Sequence[str]) -> Schema:

@@ -1,8 +1,11 @@
 """Maps PostgreSQL columns to Avro types, by the type's OID and modifier.
 
 Types without an exact Avro type are encoded as PostgreSQL's text, so that nothing is lost: enums, domains, arrays,
-ranges, json, bytea, intervals, network addresses, every type of an extension. A type whose Avro type cannot represent
-all values (a date has infinities, a decimal NaN) has an additional text branch.
+ranges, json, bytea, intervals, network addresses, every type of an extension. A value that its Avro type cannot
+represent (a date has infinities, a decimal NaN) is null in the row, and its text is in the event's field `exact`.
+
+`connect.name` has Debezium's name for a type that Kafka Connect has none for: converters ignore Avro's logical types of
+microseconds and uuids. A date and a decimal must not have one, since converters map their logical types themselves.
 
 OIDs: src/include/catalog/pg_type.dat. Modifier of numeric: make_numeric_typmod in
 src/backend/utils/adt/numeric.c.
@@ -42,11 +45,19 @@ _AVRO: Final[dict[Kind, Any]] = {
     Kind.FLOAT: "float",
     Kind.DOUBLE: "double",
     Kind.TEXT: "string",
-    Kind.UUID: {"type": "string", "logicalType": "uuid"},
+    Kind.UUID: {"type": "string", "logicalType": "uuid", "connect.name": "io.debezium.data.Uuid"},
     Kind.DATE: {"type": "int", "logicalType": "date"},
-    Kind.TIME: {"type": "long", "logicalType": "time-micros"},
-    Kind.TIMESTAMP: {"type": "long", "logicalType": "local-timestamp-micros"},
-    Kind.TIMESTAMPTZ: {"type": "long", "logicalType": "timestamp-micros"},
+    Kind.TIME: {"type": "long", "logicalType": "time-micros", "connect.name": "io.debezium.time.MicroTime"},
+    Kind.TIMESTAMP: {
+        "type": "long",
+        "logicalType": "local-timestamp-micros",
+        "connect.name": "io.debezium.time.MicroTimestamp",
+    },
+    Kind.TIMESTAMPTZ: {
+        "type": "long",
+        "logicalType": "timestamp-micros",
+        "connect.name": "io.debezium.time.MicroTimestamp",
+    },
 }
 
 _PARTIAL: Final = {Kind.DATE, Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ, Kind.DECIMAL}
@@ -81,17 +92,17 @@ class ColumnType:
 
     @property
     def partial(self) -> bool:
-        """Whether some values of the column fit only the text branch."""
+        """Whether Avro's type cannot represent some values of the column."""
         return self.kind in _PARTIAL
 
     @property
     def branches(self) -> list[Any]:
-        """The union of a column: null, the type, and text if the type is partial."""
-        return ["null", self.avro, "string"] if self.partial else ["null", self.avro]
+        """The union of a column."""
+        return ["null", self.avro]
 
     @property
     def key(self) -> Any:
-        """The type in a message key: never null, and text if the type is partial."""
+        """The type in a message key: never null, and text if the type is partial, so that no two rows share a key."""
         return "string" if self.partial else self.avro
 
     @property

@@ -14,7 +14,7 @@ class Op(StrEnum):
     """The operation on a row; the letters are Debezium's."""
 
     READ = "r"
-    """Read by a snapshot."""
+    """Read by a snapshot; or updated, without its old row, in a table of `upsert_tables`."""
     CREATE = "c"
     UPDATE = "u"
     DELETE = "d"
@@ -68,8 +68,23 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The source of a table's events, as each of them names it.
+
+    `name` is the source's in the settings, `database` the server's own name of the database, and `connector` what
+    Debezium calls the kind of source.
+    """
+
+    name: str
+    database: str
+    connector: str = "postgresql"
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The origin of an event and its position in that source's order.
+
+    `database` is the source's name in the settings: `source.name` of the record.
 
     `ts_ms` is the time of the commit, or when the chunk was read, in milliseconds since 1970. `xid` is the
     32-bit transaction id, None for a row read by a snapshot.

@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,7 @@ import pytest
 import structlog
 
 from consumers.testing.waiting import until
+from infra.service import log
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
 from tests.shells import Shell
 
@@ -44,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _log_is_the_tests_own() -> Iterator[None]:
     """Forget where a command that ran in this process sent it: to a standard error that pytest has closed by now."""
     yield
+    log._WANTED.apply()  # what a command configured and did not use
     structlog.reset_defaults()
 
 
@@ -69,7 +72,11 @@ class Database:
 
 def start_stack() -> Stack:
     """Start the kind of stack that HEADRACE_TEST_STACK names: embedded (the default) or containers."""
-    kinds: dict[str, Callable[[], Stack]] = {"embedded": embedded_stack, "containers": container_stack}
+    # Tests kill processes and never the machine, and creating and dropping a database alone syncs a dozen times.
+    kinds: dict[str, Callable[[], Stack]] = {
+        "embedded": partial(embedded_stack, fsync=False),
+        "containers": container_stack,
+    }
     return kinds[os.environ.get("HEADRACE_TEST_STACK", "embedded")]()
 
 

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infra.settings.description.effective import Origin
-
 
 class Document(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -292,46 +290,6 @@ class Broken(Document):
 class Migrations(Document):
     migrations: list[Listed]
     broken: list[Broken]
-
-
-class Written(Document):
-    migration: str
-    files: list[str]
-    listed: bool
-
-
-class Mistake(Document):
-    place: str
-    line: int | None
-    problem: str
-
-
-class Unchecked(Document):
-    name: str
-    place: str
-    problem: str
-    remedy: str
-
-
-class Checked(Document):
-    file: str
-    mistakes: list[Mistake]
-    unchecked: list[Unchecked]
-
-
-class Setting(Document):
-    model_config = ConfigDict(extra="forbid")
-
-    key: str
-    value: Any
-    origin: Origin
-    line: int | None
-    variable: str | None
-
-
-class Shown(Document):
-    file: str
-    settings: list[Setting]
 
 
 class Up(Document):

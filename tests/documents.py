@@ -6,13 +6,14 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from tests import authoring_document_models as authoring
 from tests import document_models as models
 
 DOCUMENTS: Final[dict[str, Any]] = {
     "check": models.Check,
     "cleanup": models.Cleanup,
-    "config check": models.Checked,
-    "config show": models.Shown,
+    "config check": authoring.Checked,
+    "config show": authoring.Shown,
     "consume": models.Totals | models.DryRun,
     "dead-letters discard": models.Settled,
     "dead-letters list": models.DeadLetters,
@@ -21,7 +22,8 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "finalize": models.Finalized,
     "guard": models.Guarded | models.Unguarded,
     "migrations": models.Migrations,
-    "new migration": models.Written,
+    "new backfill": authoring.Added,
+    "new migration": authoring.Written,
     "pause": models.Paused,
     "replay": models.Replay,
     "resume": models.Paused,
@@ -32,6 +34,7 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "snapshot": models.Requested,
     "status": models.Status,
     "switchover": models.Switchover,
+    "try": authoring.Tried,
     "up": models.Up,
     "verify": models.Verified | list[models.Compared],
 }

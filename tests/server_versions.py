@@ -6,12 +6,14 @@ embedded server, with citext, hstore, ltree and the rest of contrib, ICU, SSL, l
 
 from __future__ import annotations
 
+import atexit
 import platform
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +44,7 @@ def server_of(major: int, **settings: str) -> Iterator[EmbeddedPostgres]:
     with tempfile.TemporaryDirectory(prefix="headrace-test-") as place:
         directory = Path(place)
         directory.chmod(0o755)
-        programs = None if major == NEWEST else unpacked_programs(major, directory / "programs")
+        programs = None if major == NEWEST else unpacked_programs(major)
         keeper = Keeper()
         server = EmbeddedPostgres(directory / "postgres", keeper, fsync=False, settings=settings, programs=programs)
         try:
@@ -77,8 +79,9 @@ def server_or_skip(major: int, **settings: str) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-def unpacked_programs(major: int, directory: Path) -> Path:
-    """Unpack a major version's programs into `directory`, which everybody may enter; return its `bin`."""
+@cache
+def unpacked_programs(major: int) -> Path:
+    """Unpack a major version's programs, once for this process; return their `bin`, which everybody may enter."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise NoSuchServer(f"its programs are pinned for Linux on x86_64, not for {platform.platform(terse=True)}")
     text = Path(__file__).with_name("postgres_jars.txt").read_text(encoding="utf-8")
@@ -88,6 +91,8 @@ def unpacked_programs(major: int, directory: Path) -> Path:
         home = ensure_jars([jar], cache, download_from_maven, f"postgres-{jar.version}")
     except Unavailable as error:
         raise NoSuchServer(str(error)) from error
+    directory = Path(tempfile.mkdtemp(prefix="headrace-test-"))
+    atexit.register(Keeper(remove=directory).close)
     with zipfile.ZipFile(home / jar.file_name) as archive:
         [packed] = [name for name in archive.namelist() if name.endswith(".txz")]
         with archive.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|xz") as files:

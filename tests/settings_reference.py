@@ -56,6 +56,7 @@ def _sections(document: Mapping[str, Any]) -> Iterator[str]:
         if own:
             yield f"### [migrations.{name}]\n\nIts own keys:\n"
             yield from _table(document, own)
+    yield from _section(document, "migrations.NAME.declare", next(iter(sections.values()))["properties"]["declare"])
 
 
 def _section(document: Mapping[str, Any], name: str, schema: Mapping[str, Any]) -> Iterator[str]:

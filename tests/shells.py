@@ -1,19 +1,22 @@
-"""Runs `headrace` as a process and judges how it ends."""
+"""Runs `headrace`, as a process or within this one, and judges how it ends."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
+import pytest
 
+import headrace
 from infra.stack.processes.keeper import wait_gone
 from tests.documents import hold
 
@@ -65,6 +68,21 @@ class Shell:
         ended = self.end(self.start(*arguments, before=before, **environment))
         hold(arguments, ended.out)
         return ended
+
+    def call(self, *arguments: object, **environment: str) -> Ended:
+        """Run it within this process: for help, and for what is refused before anything is started."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+            patched.chdir(self.directory)
+            patched.setattr(sys, "argv", ["headrace", *map(str, arguments)])
+            for name in os.environ.keys() - self.environment.keys():
+                patched.delenv(name)
+            for name, value in (self.environment | environment).items():
+                patched.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                headrace.main()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out.getvalue(), err.getvalue())
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
         """Wait for its end, which leaves nothing running."""

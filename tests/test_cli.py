@@ -16,18 +16,14 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from headrace import app
+import headrace
 from infra.settings.file import load_settings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper, wait_gone
 from tests.conftest import Database
 from tests.shells import SECRET, Ended, Shell
 
-COMMANDS = sorted(
-    command.name or command.callback.__name__.replace("_", "-")
-    for command in app.registered_commands
-    if command.callback
-)
+COMMANDS = sorted(headrace.COMMANDS)
 TABLE = (
     "CREATE TABLE public.container_repositories (id bigint PRIMARY KEY, migration_state text,"
     " migration_skipped_reason smallint); CREATE TABLE public.unmapped (id int)"
@@ -61,7 +57,7 @@ def plain_server() -> Iterator[EmbeddedPostgres]:
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_explains(shell: Shell, command: str | None) -> None:
-    ended = shell.run(*([command] if command else []), "--help")
+    ended = shell.call(*([command] if command else []), "--help")
     assert ended.code == 0
     assert ended.err == ""
     assert "Usage: headrace " in ended.out
@@ -72,7 +68,7 @@ def test_help_explains(shell: Shell, command: str | None) -> None:
 
 
 def test_without_a_command_it_shows_its_help(shell: Shell) -> None:
-    assert shell.run() == shell.run("--help")
+    assert shell.run() == shell.call("--help")
 
 
 @pytest.mark.parametrize(
@@ -86,12 +82,12 @@ def test_without_a_command_it_shows_its_help(shell: Shell) -> None:
     ],
 )
 def test_invalid_command_is_refused(shell: Shell, arguments: list[str], said: str) -> None:
-    assert said in shell.run(*arguments).error(2)
+    assert said in shell.call(*arguments).error(2)
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["consume", "skip_resets"]])
 def test_no_settings_file(shell: Shell, arguments: list[str]) -> None:
-    line = shell.run(*arguments).error(2)
+    line = shell.call(*arguments).error(2)
     assert "settings file headrace.toml does not exist; write one with `headrace init`" in line
 
 
@@ -106,27 +102,27 @@ def test_no_settings_file(shell: Shell, arguments: list[str]) -> None:
 )
 def test_invalid_settings_file_is_refused(shell: Shell, text: str, said: str) -> None:
     shell.write(text)
-    line = shell.run("check").error(2)
+    line = shell.call("check").error(2)
     assert "settings file headrace.toml" in line
     assert said in line
 
 
 def test_a_settings_file_that_cannot_be_read(shell: Shell) -> None:
     (shell.directory / "headrace.toml").mkdir()
-    assert "settings file headrace.toml cannot be read: Is a directory" in shell.run("check").error(2)
+    assert "settings file headrace.toml cannot be read: Is a directory" in shell.call("check").error(2)
 
 
 def test_invalid_variable_is_refused(shell: Shell) -> None:
     shell.write("")
-    line = shell.run("check", HEADRACE_KAFKA__PARTITIONS="many").error(2)
+    line = shell.call("check", HEADRACE_KAFKA__PARTITIONS="many").error(2)
     assert "environment variable HEADRACE_KAFKA__PARTITIONS" in line
 
 
 def test_an_unknown_source_or_migration(shell: Shell) -> None:
     shell.settings("postgresql://u@h/d", "127.0.0.1:1")
-    assert "no database named 'mian' in the settings (configured: main)" in shell.run("produce", "mian").error(2)
+    assert "no database named 'mian' in the settings (configured: main)" in shell.call("produce", "mian").error(2)
     for command in ("consume", "verify"):
-        line = shell.run(command, "skip_reset").error(2)
+        line = shell.call(command, "skip_reset").error(2)
         assert "unknown migration 'skip_reset'; did you mean skip_resets?" in line
 
 
@@ -134,7 +130,7 @@ def test_an_unknown_option_of_a_migration(shell: Shell) -> None:
     shell.settings("postgresql://u@h/d", "127.0.0.1:1")
     with (shell.directory / "headrace.toml").open("a") as file:
         file.write("[migrations.skip_resets]\nbatchsize = 7\n")
-    assert "batchsize" in shell.run("consume", "skip_resets").error(2)
+    assert "batchsize" in shell.call("consume", "skip_resets").error(2)
 
 
 @pytest.mark.parametrize("wrong", ["host", "password", "database", "port"])
@@ -232,20 +228,20 @@ def test_the_version_is_the_distributions(shell: Shell) -> None:
 
 
 def test_init_writes_settings_that_load_and_never_overwrites(shell: Shell) -> None:
-    ended = shell.run("init")
+    ended = shell.call("init")
     assert (ended.code, ended.err) == (0, "")
     written = (shell.directory / "headrace.toml").read_text()
     assert load_settings(shell.directory / "headrace.toml").databases.keys() == {"main"}
-    assert "headrace.toml exists already" in shell.run("init").error(3)
+    assert "headrace.toml exists already" in shell.call("init").error(3)
     assert (shell.directory / "headrace.toml").read_text() == written
-    assert "CREATE PUBLICATION" in shell.run("init", "--sql").out
+    assert "CREATE PUBLICATION" in shell.call("init", "--sql").out
 
 
 @pytest.mark.parametrize("server", ["kafka", "postgres"])
 def test_up_with_a_port_that_is_taken(shell: Shell, server: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, tempfile.TemporaryDirectory() as place:
         port = taken.getsockname()[1]
-        line = shell.run("up", "--dir", place, f"--{server}-port", port).error(2)
+        line = shell.call("up", "--dir", place, f"--{server}-port", port).error(2)
     assert f"port {port} for" in line
     assert f"choose another port with --{server}-port" in line
 
@@ -265,7 +261,7 @@ def test_up_with_no_disk_space(shell: Shell) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
 def test_output_to_a_full_disk(shell: Shell) -> None:
-    shell.run("init")
+    shell.call("init")
     with Path("/dev/full").open("w") as full:
         process = subprocess.run(
             [sys.executable, "-m", "headrace", "init", "--sql"],
@@ -280,7 +276,7 @@ def test_output_to_a_full_disk(shell: Shell) -> None:
 
 
 def test_closed_output_pipe_is_not_an_error(shell: Shell) -> None:
-    shell.run("init")
+    shell.call("init")
     process = shell.start("init", "--sql")
     assert process.stdout is not None
     process.stdout.close()

@@ -10,7 +10,7 @@ from psycopg import sql
 
 import headrace
 from infra.settings.model import Settings
-from producers.commands import produce
+from producers.commands import examination
 from producers.source.preflight import Finding
 from schemas.gitlab_schemas import UnmappedTable
 from tests.conftest import Database
@@ -35,12 +35,12 @@ def test_finding_of_check_is_followed_by_its_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finding = Finding("two tables", "add them", ("[a]", '"public.a" = "b"'))
-    monkeypatch.setattr(produce, "_examined", lambda *_: iter([("databases.main", finding)]))
+    monkeypatch.setattr(examination, "_examined", lambda *_: iter([("databases.main", finding)]))
     with pytest.raises(typer.Exit):
-        produce._check(Settings(), ["main"], [], json=False)
+        examination._check(Settings(), ["main"], [], json=False)
     assert capsys.readouterr().out == 'databases.main: two tables; add them\n[a]\n"public.a" = "b"\n'
     with pytest.raises(typer.Exit):
-        produce._check(Settings(), ["main"], [], json=True)
+        examination._check(Settings(), ["main"], [], json=True)
     (found,) = json.loads(capsys.readouterr().out)["findings"]
     assert found["shown"] == ["[a]", '"public.a" = "b"']
 

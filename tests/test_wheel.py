@@ -24,8 +24,8 @@ from tests.conftest import Database
 
 CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("schemas", "infra", "producers", "consumers")
-COMPOSE = "infra/compose/"
-"""Mounted into containers from the checkout by docker-compose.yml; nothing of the application reads it."""
+DEPLOYMENT = ("infra/compose/", "infra/kubernetes/", "infra/observability/", "infra/systemd/")
+"""Files for operators, which are used from the checkout; nothing of the application reads them."""
 STUBS = "infra/stubs/"
 """Packages of stubs, which are installed next to the packages that they are for."""
 COMPILED = "schemas/codec/_compiled.cpython-"
@@ -128,7 +128,7 @@ def test_every_file_of_the_packages_is_in_it(source: Path, wheel: Path) -> None:
         inside = {
             name
             for name in archive.namelist()
-            if ".dist-info/" not in name and not name.startswith((COMPOSE, COMPILED))
+            if ".dist-info/" not in name and not name.startswith((*DEPLOYMENT, COMPILED))
         }
     files = {
         str(path.relative_to(source)).removeprefix(STUBS)
@@ -136,7 +136,7 @@ def test_every_file_of_the_packages_is_in_it(source: Path, wheel: Path) -> None:
         for path in (source / name).rglob("*")
         if path.is_file()
     }
-    assert inside == {"headrace.py"} | {name for name in files if not name.startswith(COMPOSE)}
+    assert inside == {"headrace.py"} | {name for name in files if not name.startswith(DEPLOYMENT)}
     assert {"schemas/gitlab_schemas.toml", "infra/postgres/control.sql", "infra/stack/brokers/kafka_jars.txt"} <= inside
     assert {f"{package}/py.typed" for package in PACKAGES} <= inside
 

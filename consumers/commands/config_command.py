@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from pydantic import BaseModel
 
-from consumers.operations import catalog, migration_sections
 from infra.cli.options import Config, Json
-from infra.settings.description.effective import Setting, as_toml, effective
-from infra.settings.description.settings_schema import json_schema
-from infra.settings.file import InvalidSettings, load_settings, located, read_document, settings_path
-from infra.settings.mistakes import dotted
-from infra.settings.model import Settings
 from schemas.errors import SettingsError, printable
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from infra.settings.description.effective import Setting
+    from infra.settings.model import Settings
 
 app = typer.Typer(
     help="""Check, show or describe the settings file.
@@ -62,6 +61,9 @@ def show(as_json: Json = False, config: Config = None) -> None:
     Prints TOML with a comment after each value: the file's line, the environment variable, or `default`. Secrets are
     masked.
     """
+    from infra.settings.description.effective import as_toml, effective
+    from infra.settings.file import load_settings, settings_path
+
     settings = load_settings(config)
     options = _options(settings)
     found = effective(config, settings, options)
@@ -80,6 +82,11 @@ def schema(config: Config = None) -> None:
     With `#:schema ./headrace.schema.json` as the first line of headrace.toml, editors that use taplo complete its keys
     and describe them. It has the options of the migrations that this settings file finds.
     """
+    from consumers.operations import catalog
+    from infra.settings.description.settings_schema import json_schema
+    from infra.settings.file import load_settings
+    from infra.settings.model import Settings
+
     try:
         settings = load_settings(config)
     except SettingsError:
@@ -89,6 +96,9 @@ def schema(config: Config = None) -> None:
 
 def check_document(config: Path | None) -> dict[str, Any]:
     """Return what `config check --json` prints. Raises NewerFormat."""
+    from consumers.operations import catalog, migration_sections
+    from infra.settings.file import InvalidSettings, load_settings, located, read_document, settings_path
+
     file = settings_path(config)
     document: dict[str, Any] = {"file": str(file), "mistakes": [], "unchecked": []}
     try:
@@ -105,16 +115,21 @@ def check_document(config: Path | None) -> dict[str, Any]:
         document["unchecked"] = [
             {"name": name, "place": entry.place, "problem": entry.problem, "remedy": entry.remedy}
             for name, entry in sorted(catalog.broken(settings).items())
+            if not migration_sections.is_declared(settings, name)
         ]
     document["mistakes"] = [{"place": each.place, "line": each.line, "problem": each.problem} for each in found]
     return document
 
 
 def _options(settings: Settings) -> Mapping[str, type[BaseModel]]:
+    from consumers.operations import catalog
+
     return {name: kind.options_type for name, kind in catalog.migrations(settings).items()}
 
 
 def _described(setting: Setting) -> dict[str, Any]:
+    from infra.settings.mistakes import dotted
+
     return {
         "key": dotted(setting.key),
         "value": setting.value,

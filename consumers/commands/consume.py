@@ -7,55 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
-from consumers.commands import (
-    config_command,
-    dead_letters_command,
-    display,
-    new_command,
-    process_tuning,
-    schema_command,
-)
-from consumers.commands.migrations_command import migrations
-from consumers.commands.place_command import place
-from consumers.commands.route_command import route
-from consumers.commands.status_watch import watch
-from consumers.compare.comparison import TopicDiffers, compare
-from consumers.compare.repair import request_repair
-from consumers.contract.migration import Migration
-from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
-from consumers.operations import catalog, migration_sections, pauses
-from consumers.operations import rights as consumer_rights
-from consumers.operations.cleanup import cleanup
-from consumers.operations.dry_run import dry_run
-from consumers.operations.remaining import remaining
-from consumers.operations.replay import replay as begin_replay
-from consumers.operations.start_offsets import parse_start
-from consumers.operations.status import gather
-from consumers.planning.key_selection import parse_selection
-from consumers.runtime.assembly import consumer_of
-from consumers.runtime.completion import RowsLeft
 from infra.cli.options import Config, Json
-from infra.postgres import connect
-from infra.rights import kafka_rights
-from infra.service import log, metrics
-from infra.service.signals import stop_on_signals
-from infra.settings.file import load_settings
-from infra.settings.model import Settings
-from schemas.errors import Interrupted, Refused, UsageError
+from schemas.errors import UsageError
 
 MigrationArgument = Annotated[
     str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)
 ]
-
-
 _WATCH_SECONDS: Final = 2.0
 
 
@@ -78,35 +39,9 @@ def consume(
     happens once. If the migration is complete, the command exits at once. `HEADRACE_<MIGRATION>_ENABLED=false` disables
     the migration.
     """
-    settings = load_settings(config)
-    kind = catalog.migration_class(settings, migration)
-    migration_sections.require_spelt(settings, migration)
-    work = kind.configure(settings.migration(migration))
-    database = catalog.target_database(settings, kind)
-    log.configure(settings.log)
-    if not settings.migration(migration).enabled:
-        log.get(migration=migration).info("migration disabled")
-        return
-    if dry:
-        _dry(settings, work, database, as_json)
-        return
-    # A first connection that fails is a mistake in the settings and an error; one that is lost later is retried.
-    with connect.session(settings.database(database), name=f"consume {migration}") as connection:
-        connect.require_all_rows(connection, (*kind.tables, *kind.writes))
-    metrics.serve(settings.metrics)
-    stopping = threading.Event()
-    with display.progress(migration, settings, kind, database) as report:
-        with kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
-            member = consumer_of(
-                settings, work, database, stopping=stopping, until_caught_up=until_caught_up, report=report
-            )
-            process_tuning.tune()
-            with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):
-                totals = member.run()
-    if as_json:
-        print(json.dumps({"migration": migration, **asdict(totals)}))
-    else:
-        log.get(migration=migration).info("stopped" if stopping.is_set() else "caught up", **asdict(totals))
+    from consumers.commands.execution.running import run
+
+    run(migration, config, dry=dry, until_caught_up=until_caught_up, as_json=as_json)
 
 
 def status(
@@ -127,9 +62,16 @@ def status(
     """
     if seconds is not None and not watched:
         raise UsageError("SECONDS needs --watch", remedy=f"run `headrace status --watch {seconds:g}`")
+    from consumers.operations.status import gather
+    from infra.service import log
+    from infra.settings.file import load_settings
+
     settings = load_settings(config)
     log.configure(settings.log)
     if watched:
+        from consumers.commands.status_watch import watch
+        from infra.service.signals import stop_on_signals
+
         with stop_on_signals(overdue=lambda: None, exit_code=0) as stop:
             watch(lambda: gather(settings), seconds or _WATCH_SECONDS, stop, sys.stdout, as_json=as_json)
         return
@@ -137,6 +79,8 @@ def status(
     if as_json:
         print(json.dumps(found, indent=2))
     else:
+        from consumers.commands import display
+
         display.show_status(found)
 
 
@@ -147,7 +91,10 @@ def pause(migration: MigrationArgument, as_json: Json = False, config: Config = 
 
     When the command returns, no transaction of the migration is in progress.
     """
-    settings, kind, database = _chosen(migration, config)
+    from consumers.commands.execution.named_migration import named_migration
+    from consumers.operations import pauses
+
+    settings, kind, database = named_migration(migration, config)
     pauses.set_paused(settings, kind, database, True)
     if as_json:
         print(json.dumps({"migration": migration, "database": database, "paused": True}))
@@ -162,7 +109,10 @@ def resume(migration: MigrationArgument, as_json: Json = False, config: Config =
 
     Its consumers notice within a second.
     """
-    settings, kind, database = _chosen(migration, config)
+    from consumers.commands.execution.named_migration import named_migration
+    from consumers.operations import pauses
+
+    settings, kind, database = named_migration(migration, config)
     pauses.set_paused(settings, kind, database, False)
     if as_json:
         print(json.dumps({"migration": migration, "database": database, "paused": False}))
@@ -202,7 +152,12 @@ def replay(
     Start a consumer to apply it. The source database is not needed. Rows that are already up to date stay untouched.
     Refused, with exit code 3, while consumers are alive.
     """
-    settings, kind, database = _chosen(migration, config)
+    from consumers.commands.execution.named_migration import named_migration
+    from consumers.operations.replay import replay as begin_replay
+    from consumers.operations.start_offsets import parse_start
+    from consumers.planning.key_selection import parse_selection
+
+    settings, kind, database = named_migration(migration, config)
     begun = begin_replay(
         settings, kind, database, start=parse_start(start), selection=parse_selection(where or [], keys or [])
     )
@@ -255,44 +210,13 @@ def verify(
             "--repair needs --rows", remedy="without --rows there is nothing to repair: start the migration's consumer"
         )
     if rows:
-        _verify_rows(load_settings(config), what, database, repair=repair, as_json=as_json)
+        from consumers.commands.execution.verification import verify_rows
+
+        verify_rows(config, what, database, repair=repair, as_json=as_json)
         return
-    settings, kind, target = _chosen(what, config)
-    migration = kind.configure(settings.migration(what))
-    with stop_on_signals() as stopping:
-        left = remaining(settings, migration, target, stopping)
-    given_up = count_given_up(settings, migration, target)
-    if as_json:
-        print(json.dumps({"migration": what, "database": target, "remaining": left, "given_up": given_up}))
-    elif left == 0:
-        print(f"{what}: no rows are left to change in {target}")
-    if left:
-        raise RowsLeft(f"{what}: {left} rows are left to change in {target}")
-    if given_up:
-        raise WorkGivenUp(f"{what}: {given_up:,} were given up")
+    from consumers.commands.execution.verification import verify_migration
 
-
-def _verify_rows(settings: Settings, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
-    log.configure(settings.log)
-    if "." in what:
-        tables, source = [what], database or settings.source_of(what, "--database")
-    else:
-        kind = catalog.migration_class(settings, what)
-        tables, source = list(kind.tables), database or catalog.target_database(settings, kind)
-    with stop_on_signals() as stopping:
-        found = [compare(settings, source, table, stopping) for table in tables]
-    if as_json:
-        print(json.dumps([asdict(one) for one in found], default=str))
-    else:
-        display.show_comparisons(found)
-    asked = sum(request_repair(settings, one) for one in found if not one.same) if repair else 0
-    for one in found:
-        if asked and not one.extra:
-            print(f"{asked} rows will be re-snapshotted by the producer; then verify again", file=sys.stderr)
-            return
-        if not one.same:
-            count = len(one.missing) + len(one.extra) + len(one.differing)
-            raise TopicDiffers(f"{count} rows of {one.table} in {source} differ from its topic")
+    verify_migration(config, what, as_json=as_json)
 
 
 def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
@@ -303,77 +227,6 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
     It works along with running consumers, and waits until the producer's snapshots are done. Exits with 1 if rows are
     left that no event brings or the migration has failed, with 3 while it is paused.
     """
-    settings, kind, database = _chosen(migration, config)
-    migration_sections.require_spelt(settings, migration)
-    work = kind.configure(settings.migration(migration))
-    if work.continuous or settings.migration(migration).continuous:
-        raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its consumers")
-    if pauses.is_paused(settings, kind, database):
-        raise Refused(f"{migration} is paused", remedy=f"resume it with `headrace resume {migration}`")
-    stopping = threading.Event()
-    with display.progress(migration, settings, kind, database) as report:
-        member = consumer_of(settings, work, database, stopping=stopping, until_complete=True, report=report)
-        process_tuning.tune()
-        with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut):
-            totals = member.run()
-    if stopping.is_set():
-        raise Interrupted(f"{migration} is not complete yet")
-    given_up = count_given_up(settings, work, database)
-    if as_json:
-        print(json.dumps({"migration": migration, "complete": not given_up, "given_up": given_up, **asdict(totals)}))
-    if given_up:
-        raise WorkGivenUp(f"{migration} has ended; {given_up:,} were given up")
-    if not as_json:
-        print(f"{migration} is complete; its consumers exit at once from now on")
+    from consumers.commands.execution.running import run_until_complete
 
-
-def _chosen(migration: str, config: Path | None) -> tuple[Settings, type[Migration], str]:
-    settings = load_settings(config)
-    kind = catalog.migration_class(settings, migration)
-    log.configure(settings.log)
-    return settings, kind, catalog.target_database(settings, kind)
-
-
-def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:
-    with stop_on_signals() as stopping:
-        outcome = dry_run(settings, migration, database, stopping=stopping)
-        left = 0 if stopping.is_set() else remaining(settings, migration, database, stopping)
-    if stopping.is_set():
-        raise Interrupted(f"the dry run of {migration.name} was stopped before the end of its topics")
-    result: dict[str, Any] = {
-        "migration": migration.name,
-        "database": database,
-        "dry_run": True,
-        "events": outcome.events,
-        "changes": outcome.changes,
-        "skipped": dict(outcome.skipped),
-        "dead_letters": dict(outcome.dead_letters),
-        "remaining": left,
-    }
-    if as_json:
-        print(json.dumps(result))
-    else:
-        display.show_dry_run(result)
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (
-    consume,
-    status,
-    migrations,
-    pause,
-    resume,
-    replay,
-    verify,
-    finalize,
-    cleanup,
-    place,
-    route,
-)
-
-GROUPS: Final[Mapping[str, typer.Typer]] = {
-    "dead-letters": dead_letters_command.app,
-    "schema": schema_command.app,
-    "new": new_command.app,
-    "config": config_command.app,
-}
-"""Commands that have subcommands."""
+    run_until_complete(migration, config, as_json=as_json)

@@ -6,27 +6,18 @@ import dataclasses
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.commands import display
-from consumers.contract.migration import Migration, Shared
-from consumers.dead_letters.given_up import GivenUp, read_given_up, take_up
-from consumers.dead_letters.row_keys import RowKeys
-from consumers.dead_letters.settle import Settled, chosen, read_dead_letters
-from consumers.dead_letters.settle import discard as discard_entries
-from consumers.dead_letters.settle import retry as retry_entries
-from consumers.delivery.dead_letter_topic import Entry
-from consumers.operations import catalog
-from consumers.operations import rights as consumer_rights
 from infra.cli.options import Config, Json, Yes
-from infra.rights import kafka_rights
-from infra.service import log
-from infra.service.signals import stop_on_signals
-from infra.settings.file import load_settings
-from infra.settings.model import MigrationSettings, Settings
 from schemas.errors import HeadraceError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from consumers.contract.migration import Migration
+    from consumers.dead_letters.given_up import GivenUp
+    from consumers.delivery.dead_letter_topic import Entry
+    from infra.settings.model import Settings
 
 MigrationName = Annotated[str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)]
 EventNames = Annotated[
@@ -64,6 +55,11 @@ def list_dead_letters(
     Includes work outside the database that was given up. For a migration that runs once per database, lists those of
     all databases unless --database names one.
     """
+    from consumers.dead_letters.row_keys import RowKeys
+    from consumers.dead_letters.settle import read_dead_letters
+    from consumers.operations import catalog
+    from infra.service import log
+
     settings = _settings(config, migration, database)
     log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
@@ -80,6 +76,8 @@ def list_dead_letters(
         dead_letters = [{**_described(entry), "key": keys[entry.name]} for entry in entries]
         print(json.dumps({"migration": migration, "dead_letters": dead_letters, "given_up": described}, default=str))
     else:
+        from consumers.commands import display
+
         display.show_dead_letters(migration, entries, given_up, keys)
 
 
@@ -99,6 +97,13 @@ def retry(
     letter, and the command exits with 1. Work that was given up is tried again by the consumers. Refused while another
     process retries or discards.
     """
+    from consumers.dead_letters.given_up import take_up
+    from consumers.dead_letters.settle import Settled
+    from consumers.dead_letters.settle import retry as retry_entries
+    from consumers.operations import catalog
+    from infra.service import log
+    from infra.service.signals import stop_on_signals
+
     settings = _settings(config, migration, database)
     log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
@@ -149,6 +154,12 @@ def discard(
             "name the events to discard, or give --all",
             remedy=f"list them with `headrace dead-letters list {migration}`",
         )
+    from consumers.dead_letters.settle import chosen, read_dead_letters
+    from consumers.dead_letters.settle import discard as discard_entries
+    from consumers.operations import catalog
+    from infra.service import log
+    from infra.service.signals import stop_on_signals
+
     settings = _settings(config, migration, database)
     log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
@@ -168,11 +179,17 @@ def discard(
 
 
 def _denials_named(settings: Settings, kind: type[Migration], database: str) -> AbstractContextManager[None]:
+    from consumers.operations import rights as consumer_rights
+    from infra.rights import kafka_rights
+
     return kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database))
 
 
 def _settings(config: Path | None, migration: str, database: str | None) -> Settings:
     """Return the settings, with `database` as the migration's if given."""
+    from infra.settings.file import load_settings
+    from infra.settings.model import MigrationSettings
+
     settings = load_settings(config)
     if database is None:
         return settings
@@ -182,6 +199,9 @@ def _settings(config: Path | None, migration: str, database: str | None) -> Sett
 
 def _databases(settings: Settings, kind: type[Migration]) -> list[str]:
     """Return the databases that the migration writes; raises as catalog.target_database."""
+    from consumers.contract.migration import Shared
+    from consumers.operations import catalog
+
     if kind.shared is Shared.PER_DATABASE and settings.migration(kind.name).database is None:
         return catalog.listing(settings, kind.gitlab_schema) or [catalog.target_database(settings, kind)]
     return [catalog.target_database(settings, kind)]
@@ -198,6 +218,8 @@ def _one_database(settings: Settings, kind: type[Migration]) -> str:
 
 
 def _given_up(settings: Settings, kind: type[Migration], database: str) -> list[GivenUp]:
+    from consumers.dead_letters.given_up import read_given_up
+
     return read_given_up(settings, kind.configure(settings.migration(kind.name)), database) if kind.own_tables else []
 
 

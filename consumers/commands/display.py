@@ -1,65 +1,24 @@
-"""Prints status tables, dead letters and comparisons, and a progress bar on a terminal."""
+"""Prints status tables, dead letters and comparisons."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from consumers.compare.comparison import Comparison
-from consumers.contract.migration import Migration
-from consumers.dead_letters.given_up import GivenUp
-from consumers.delivery.dead_letter_topic import Entry
-from consumers.delivery.topics import source_topics
-from consumers.ledger.progress import Place
-from consumers.runtime.totals import Report, Totals
 from infra.cli import tables
 from infra.guard import given_away
-from infra.kafka import topics
-from infra.settings.model import Settings
 from schemas.errors import printable
-from schemas.positions import Offset
+
+if TYPE_CHECKING:
+    from consumers.compare.comparison import Comparison
+    from consumers.dead_letters.given_up import GivenUp
+    from consumers.delivery.dead_letter_topic import Entry
 
 _SLOTS_IN_TROUBLE: Final = ("unreserved", "lost", "missing")
 _UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@contextmanager
-def progress(migration: str, settings: Settings, kind: type[Migration], database: str) -> Iterator[Report | None]:
-    """Yield a function that draws a consumer's progress on standard error; None if that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[counts]}"),
-        TimeRemainingColumn(),
-        console=tables.console(stderr=True),
-    )
-    ends: dict[Place, int] = {}
-    names = source_topics(settings, kind, database)
-    with bar:
-        task = bar.add_task(migration, total=None, counts="")
-
-        def report(totals: Totals, positions: Mapping[Place, Offset]) -> None:
-            if any(position > ends.get(place, -1) for place, position in positions.items()):
-                for topic in names:
-                    for partition, end in topics.end_offsets(settings.kafka, topic).items():
-                        ends[Place(topic, partition)] = end
-            bar.update(
-                task,
-                completed=sum(positions.values()),
-                total=sum(ends[place] for place in positions if place in ends) or None,
-                counts=f"{totals.applied:,} applied  {totals.skipped:,} skipped  {totals.dead_letters:,} dead letters",
-            )
-
-        yield report
 
 
 _MIGRATIONS: Final = ("migration", "state", "done", "applied", "remaining", "events/s", "time left")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from consumers.contract.migration import Migration
-from consumers.operations import catalog
-from infra.cli import tables
 from infra.cli.options import Config, Json
-from infra.settings.file import load_settings
-from infra.settings.model import Settings
 from schemas.errors import printable
+
+if TYPE_CHECKING:
+    from consumers.contract.migration import Migration
+    from infra.settings.model import Settings
 
 
 def migrations(as_json: Json = False, config: Config = None) -> None:
@@ -25,16 +25,20 @@ def migrations(as_json: Json = False, config: Config = None) -> None:
     whether it is enabled, and the first line of its docstring; for a broken one the file, the line and the mistake. No
     server is needed.
     """
+    from infra.settings.file import load_settings
+
     found = document(load_settings(config))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        width = tables.console().width
+        width = shutil.get_terminal_size().columns
         print("\n".join(_lines(found, width)))
 
 
 def document(settings: Settings) -> dict[str, Any]:
     """Return the document of `migrations --json`."""
+    from consumers.operations import catalog
+
     broken = catalog.broken(settings)
     valid = {name: kind for name, kind in sorted(catalog.migrations(settings).items()) if name not in broken}
     return {

@@ -1,4 +1,4 @@
-"""The command `headrace new migration`, which writes the files of a migration into the author's folder."""
+"""The commands `headrace new`: `migration`, which writes the files of a migration into the author's folder."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.operations import catalog, new_migration
-from consumers.operations.new_migration import NewMigration
+from consumers.commands.backfill_command import backfill
 from infra.cli.options import Config, Json
-from infra.settings.file import load_settings, settings_path
-from infra.settings.model import Settings
-from schemas import gitlab_schemas
 from schemas.errors import Refused, UsageError
 
-app = typer.Typer(no_args_is_help=True)
+if TYPE_CHECKING:
+    from infra.settings.model import Settings
 
+app = typer.Typer(
+    help="""Write a migration of your own.
 
-@app.callback()
-def _group() -> None:
-    """Write the files of a migration of your own.
-
-    headrace new migration lower_emails --table public.users
-    """
+        headrace new migration lower_emails --table public.users
+    """,
+    no_args_is_help=True,
+)
+app.command()(backfill)
 
 
 @app.command()
@@ -57,17 +55,20 @@ def migration(
     The migration sets the columns in every row where they differ; edit it as you like. The case has rows for the
     contract test, which `pytest` runs on servers of its own. No file is overwritten.
     """
+    from consumers.declared.sections import schema_of
+    from consumers.operations.authoring import new_migration
+    from infra.settings.file import settings_path
+
     column, key_type, assignments = new_migration.checked(name, table, key, sets or [], gitlab_schema)
     chosen = settings_path(config)
-    # Without a file the environment's settings are not read: alone they may be incomplete.
-    settings = load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
+    settings = _settings(config, chosen)
     folder = (
         directory.absolute()
         if directory
         else next(iter(settings.plugin_paths), chosen.absolute().parent / "migrations")
     )
-    label = _gitlab_schema(settings, table) if gitlab_schema is None else gitlab_schema
-    new = NewMigration(name, table, label, column, key_type, assignments)
+    label = schema_of(settings, table) if gitlab_schema is None else gitlab_schema
+    new = new_migration.NewMigration(name, table, label, column, key_type, assignments)
     texts = {folder / file: text for file, text in new_migration.files(new).items()}
     for path in texts:
         if path.exists():
@@ -89,19 +90,18 @@ def migration(
     print(f"test it with: pytest {folder}")
 
 
-def _gitlab_schema(settings: Settings, table: str) -> str:
-    own = {database.table_schemas[table] for database in settings.databases.values() if table in database.table_schemas}
-    known = sorted(own or gitlab_schemas.TABLES.get(table, ()))
-    if len(known) == 1:
-        return known[0]
-    which = f"may belong to {' or '.join(known)}" if known else "has no known gitlab schema"
-    raise UsageError(
-        f"table {table} {which}", remedy=f"choose one: --gitlab-schema {known[0] if known else 'gitlab_main'}"
-    )
+def _settings(config: Path | None, chosen: Path) -> Settings:
+    from infra.settings.file import load_settings
+    from infra.settings.model import Settings
+
+    # Without a file the environment's settings are not read: alone they may be incomplete.
+    return load_settings(config) if config is not None or chosen.exists() else Settings.model_construct()
 
 
 def _require_free(settings: Settings, name: str) -> None:
     """Raise UsageError if the name is another migration's, or a module's that the test would import instead."""
+    from consumers.operations import catalog
+
     if name in catalog.migrations(settings):
         origin = catalog.origins(settings)[name]
         raise UsageError(f"there is a migration {name} already ({origin})", remedy="choose another name")

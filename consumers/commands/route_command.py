@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json as jsonlib
 import threading
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from consumers.ledger.owner_lookup import owning_database
-from consumers.routing.lookup import Database, Router
-from consumers.routing.route_server import RouteServer
 from infra.cli.options import Config, Json
-from infra.service import log
-from infra.service.signals import stop_on_signals
-from infra.settings.file import load_settings
-from infra.settings.model import Settings
 from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from consumers.routing.route_server import RouteServer
+    from infra.settings.model import Settings
 
 _GITLAB_SCHEMA: Final = "gitserver"
 
@@ -46,16 +43,22 @@ def route(
     """
     if serve == bool(names):
         raise UsageError("give either names of repositories or --serve", remedy="see `headrace route --help`")
+    from consumers.routing.lookup import Database, Router
+    from infra.service import log
+    from infra.settings.file import load_settings
+
     settings = load_settings(config)
     log.configure(settings.log)
-    dsn = settings.database(database or _owner(settings)).dsn.get_secret_value()
-    asked = Database(dsn)
+    cursors = settings.database(database or _owner(settings)).address
+    asked = Database(cursors)
     try:
         asked.ask()  # so that a mistake in the settings is an error at the start, and not in each answer
     finally:
         asked.close()
-    with Router(dsn, settings.gitserver) as router:
+    with Router(cursors, settings.gitserver) as router:
         if serve:
+            from consumers.routing.route_server import RouteServer
+
             _serve(RouteServer(address, port, router))
         for name in names or ():
             homes = router.homes(name)
@@ -72,11 +75,16 @@ def _owner(settings: Settings) -> str:
         )
     if len(listed) == 1:
         return listed[0]
+    from consumers.ledger.owner_lookup import owning_database
+
     return owning_database(settings, listed, _GITLAB_SCHEMA) or listed[0]
 
 
 def _serve(server: RouteServer) -> None:
-    with server, stop_on_signals() as stop:
+    from infra.service import log
+    from infra.service.signals import stop_on_signals
+
+    with server, stop_on_signals(exit_code=0) as stop:
         answering = threading.Thread(target=server.serve_forever, name="route", daemon=True)
         answering.start()
         log.get().info("listening", address=str(server.server_address[0]), port=server.port)

@@ -17,7 +17,7 @@ from schemas.codec.copy_text import unescape
 from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.codec.encoder import Encoder
 from schemas.errors import UsageError
-from schemas.events import Column, Relation
+from schemas.events import Column, Origin, Relation
 from schemas.positions import Lsn
 from schemas.wire import HEADER_BYTES
 from schemas.xid_snapshot import Moment
@@ -66,7 +66,7 @@ class TableRows:
             tuple(Column(name, kind, modifier) for name, kind, modifier, _ in columns),
             tuple(key),
         )
-        self._encoder = Encoder(relation, gitlab_schema, key, database="", value_schema_id=0, key_schema_id=0)
+        self._encoder = Encoder(relation, gitlab_schema, key, origin=Origin("", ""), value_schema_id=0, key_schema_id=0)
         self._prefix = self._encoder.copy_prefix(lsn=Lsn(0), ordinal=0, ts_ms=0)
         self._decoder = Decoder(self._encoder.value_schema)
         self._keys = KeyDecoder(self._encoder.key_schema)

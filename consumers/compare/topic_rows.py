@@ -13,7 +13,7 @@ from infra.settings.model import KafkaSettings
 from schemas.avro import row_record
 from schemas.codec.header import HeaderReader
 from schemas.codec.varints import decode_long
-from schemas.errors import BrokerUnavailable, Malformed
+from schemas.errors import Malformed
 from schemas.wire import HEADER_BYTES, split_wire
 
 _AT_ONCE: Final = 10_000
@@ -126,7 +126,7 @@ class TopicRows:
             while left:
                 first = client.poll(_TIMEOUT)
                 if first is None:
-                    raise BrokerUnavailable(f"Kafka stopped responding while topic {self._topic} was read")
+                    raise TimeoutError(f"topic {self._topic} could not be read to its end")
                 batch = []
                 for record in [first, *client.consume(_AT_ONCE, timeout=0)]:
                     error, partition = record.error(), record.partition()

@@ -96,6 +96,12 @@ def remaining(migration: Migration, cursor: Cursor) -> int:
     return _counted(migration, "remaining", cursor)
 
 
+def validate(migration: Migration, connection: psycopg.Connection[Any]) -> None:
+    """Call the migration's `validate` in a transaction of its own, which is rolled back. Raises as `apply` does."""
+    with connection.transaction(force_rollback=True), connection.cursor() as cursor:
+        _called(migration, "validate", cursor)
+
+
 def take_up(migration: Migration, cursor: Cursor, names: Sequence[str]) -> int:
     """Make the migration's `work` retry what it gave up; return how many. Raises as `apply` does."""
     return _counted(migration, "take_up", cursor, names)

@@ -19,6 +19,7 @@ from consumers.contract import contract_checks
 from consumers.contract.migration import Migration
 from consumers.contract.suggested_index import creation
 from infra.postgres import connect
+from infra.settings.database_login import Address
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn, parse_lsn
 
@@ -154,11 +155,11 @@ def _explained(how: LiteralString, query: Query, connection: psycopg.Connection[
 class Counter:
     """Counts in its own thread and connection, so that the caller can continue.
 
-    `dsn` is the migration's database. It runs one count at a time, and its thread never keeps the process alive.
+    `address` is the migration's database. It runs one count at a time, and its thread never keeps the process alive.
     """
 
-    def __init__(self, dsn: str, migration: Migration) -> None:
-        self._dsn = dsn
+    def __init__(self, address: Address, migration: Migration) -> None:
+        self._address = address
         self._migration = migration
         self._thread: threading.Thread | None = None
         self._connection: psycopg.Connection[Any] | None = None
@@ -209,7 +210,7 @@ class Counter:
 
     def _run(self, limit_ms: int) -> None:
         try:
-            with connect.connect(self._dsn, name=f"count {self._migration.name}") as connection:
+            with connect.connect(self._address, name=f"count {self._migration.name}") as connection:
                 self._connection = connection
                 if not self._closed:
                     self._outcome = count(connection, self._migration, limit_ms=limit_ms)

@@ -101,7 +101,7 @@ class Outside:
         """
         if self._session is None:
             database = self.settings.database(self._database)
-            session = connect.connect(database.dsn.get_secret_value(), name=f"consume {self._migration.name}")
+            session = connect.connect(database.address, name=f"consume {self._migration.name}")
             session.execute("SET lock_timeout = '5s'")
             connect.search(session, database.search_path)
             self._session = session

@@ -181,6 +181,13 @@ class Migration(ABC):
         migration is not complete until a count succeeds.
         """
 
+    def validate(self, cursor: Cursor) -> None:
+        """Raise a HeadraceError, which says what to correct, if the migration cannot run in this database.
+
+        Called before a consumer's first transaction and by `headrace check`, in a transaction that is rolled back.
+        """
+        del cursor
+
     @property
     def remaining_is_all(self) -> bool:
         """Whether `remaining` also counts rows without an event yet. If so, zero means complete."""

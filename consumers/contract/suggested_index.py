@@ -25,14 +25,23 @@ _EXISTING: Final = """
 """
 """The indexes that start with these columns, and whether each is valid or being built."""
 
+_PARTIAL: Final = """
+    SELECT FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+     WHERE x.indpred IS NOT NULL AND i.relname = ANY(%s::text[])
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SuggestedIndex:
-    """A btree index on `columns` of `table` that finds the rows which satisfy `guard`, an SQL condition."""
+    """A btree index on `columns` of `table` that finds the rows which satisfy `guard`, an SQL condition.
+
+    A `partial` one has only those rows, so it shrinks as the migration proceeds; its guard must be immutable.
+    """
 
     table: str
     columns: tuple[str, ...]
     guard: LiteralString
+    partial: bool = False
 
     def identifier(self) -> sql.Identifier:
         """Return the table's name for a statement."""
@@ -49,18 +58,32 @@ def offer(
     """
     named = {"table": index.identifier().as_string(None), "columns": list(index.columns)}
     existing = connection.execute(_EXISTING, named).fetchall()
-    if any(of_use for _, _, of_use in existing):
+    if any(of_use for _, _, of_use in existing) and not index.partial:
         return None
     question = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(index.identifier(), sql.SQL(index.guard))
-    if not _slow(connection, question, limit_ms):
+    if not _slow(connection, question, limit_ms) or (index.partial and _uses_partial(connection, question)):
         return None
     plan = tuple(str(line) for (line,) in connection.execute(sql.SQL("EXPLAIN ") + question))
     return Advice(
         where,
         f"the server takes more than {limit_ms} ms to find the remaining rows of {index.table}",
         plan,
-        " ".join(_statements(index, [sql.Identifier(schema, name) for schema, name, _ in existing])),
+        " ".join(_statements(index, [sql.Identifier(schema, name) for schema, name, of_use in existing if not of_use])),
     )
+
+
+def _uses_partial(connection: psycopg.Connection[Any], question: sql.Composed) -> bool:
+    """Return whether there is a partial index for the guard: the planner uses it, at the latest if it has to."""
+    with connection.transaction(force_rollback=True):
+        connection.execute("SELECT set_config('enable_seqscan', 'off', true)")
+        row = connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) ") + question).fetchone()
+    names, plans = set(), [row[0][0]["Plan"]] if row else []
+    while plans:
+        plan = plans.pop()
+        names.add(plan.get("Index Name"))
+        plans += plan.get("Plans", ())
+    found = connection.execute(_PARTIAL, ([name for name in names if name],)).fetchone()
+    return found is not None
 
 
 def _slow(connection: psycopg.Connection[Any], question: sql.Composed, limit_ms: int) -> bool:
@@ -86,4 +109,5 @@ def _statements(index: SuggestedIndex, broken: list[sql.Identifier]) -> Iterator
 def creation(index: SuggestedIndex) -> str:
     """Return the statement that creates the index."""
     columns = sql.SQL(", ").join(map(sql.Identifier, index.columns))
-    return sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({});").format(index.identifier(), columns).as_string(None)
+    rows = sql.SQL(" WHERE {}").format(sql.SQL(index.guard)) if index.partial else sql.SQL("")
+    return sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({}){};").format(index.identifier(), columns, rows).as_string(None)

@@ -25,11 +25,10 @@ from consumers.contract.migration import Migration
 from consumers.delivery import dead_letter_rows
 from consumers.delivery.dead_letter_rows import Exclusion, Row
 from consumers.delivery.dead_letter_topic import DeadLetterWriter, Entry, Identity, read_dead_letters_topic
-from consumers.delivery.group import member_name
 from consumers.delivery.topics import schemas_of
 from consumers.ledger import fence
 from consumers.ledger.error_policy import Action, Rule, reason_of, rule_for
-from consumers.ledger.progress import GUARDED, LOCALLY_DURABLE, Ledger
+from consumers.ledger.progress import GUARDED, LOCALLY_DURABLE, Ledger, member_name
 from consumers.ledger.target import Connection, Target
 from consumers.planning.planner import Judgement, Planner
 from infra.postgres import connect
@@ -283,13 +282,12 @@ def _tally(result: Settled, name: str, outcome: Outcome, reason: str) -> None:
 @contextmanager
 def _target(settings: Settings, migration: Migration, database: str, stopping: threading.Event) -> Iterator[Target]:
     section = settings.database(database)
-    dsn = section.dsn.get_secret_value()
     with connect.session(section, name=f"dead letters {migration.name}") as connection:
         ensure_control_schema(
             connection, database, section.gitlab_schemas, migration.own_tables, prefix=settings.prefix
         )
     target = Target(
-        dsn,
+        section.address,
         database=database,
         migration=migration.name,
         stopping=stopping,

@@ -20,7 +20,7 @@ from infra.kafka import clients, topics
 from infra.service import log
 from infra.settings.model import Settings
 from schemas import formats
-from schemas.errors import BrokerUnavailable, Malformed
+from schemas.errors import Malformed
 from schemas.positions import Offset
 from schemas.topics import dead_letters_topic
 
@@ -180,10 +180,7 @@ class DeadLetterWriter:
 
     def _connected(self) -> Producer:
         if self._producer is None:
-            try:
-                topics.ensure_topic(self._settings.kafka, self._topic, partitions=1)
-            except TimeoutError:
-                raise BrokerUnavailable(f"Kafka did not answer when topic {self._topic} was created") from None
+            topics.ensure_topic(self._settings.kafka, self._topic, partitions=1)
             self._producer = clients.producer(self._settings.kafka, acks="all")
         return self._producer
 
@@ -200,4 +197,5 @@ class DeadLetterWriter:
         if failures:
             raise clients.translate(failures[0], self._settings.kafka)
         if left:
-            raise BrokerUnavailable(f"Kafka did not confirm {left} dead letters within {_FLUSH_SECONDS:.0f} s")
+            text = f"{left} dead letters were not confirmed within {_FLUSH_SECONDS:.0f} s"
+            raise clients.unreachable(text, self._settings.kafka)

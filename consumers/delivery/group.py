@@ -5,8 +5,6 @@ Kafka's committed offsets follow the ledger and are never read: `positions` come
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,10 +12,12 @@ from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from consumers.delivery.partition_lag import lag_of
 from consumers.delivery.topic_identity import TopicIdentity, TopicRecreated, require_there
-from consumers.ledger.progress import Entry, Place
+from consumers.ledger.progress import Entry, Place, member_name
 from infra.kafka import clients, topics
 from infra.service import log
+from infra.service.service_state import THIS
 from infra.settings.model import KafkaSettings
 from schemas.errors import PreflightFailed, Unavailable
 from schemas.positions import Offset
@@ -37,11 +37,6 @@ _FROZEN_SECONDS: Final = 1.0
 """After this long without a poll, a topic may have been recreated unnoticed."""
 _STALL_SECONDS: Final = 5.0
 """A partition cannot be sought for a moment after its assignment; longer than this is logged."""
-
-
-def member_name() -> str:
-    """Return `host:pid`, which identifies this process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Group:
@@ -171,6 +166,10 @@ class Group:
             except KafkaException as error:
                 self._log.debug("offsets not committed to Kafka", detail=error.args[0].str())
 
+    def lag(self) -> dict[Place, int]:
+        """Return the lag of each assigned partition, in offsets; see consumers.delivery.partition_lag."""
+        return lag_of(self._consumer, self.positions)
+
     def rest(self, seconds: float) -> bool:
         """Pause for `seconds` between two transactions; returns what `wait` returns.
 
@@ -205,6 +204,7 @@ class Group:
                     # From now, so that there is a poll before the next call of `still`, however long it took.
                     deadline = time.monotonic() + seconds
                     continue
+                THIS.advance()
                 with clients.translated(self._settings):
                     record = self._consumer.poll(min(left, _TICK))
                 self._polled = time.monotonic()

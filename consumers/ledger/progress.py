@@ -6,6 +6,8 @@ what was already applied, and its transaction rolls back.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -28,6 +30,11 @@ LOCALLY_DURABLE: Final = "SET LOCAL synchronous_commit = local"
 It does not wait for a synchronous standby, which may be down while the locks are held. A failover that loses the commit
 loses everything that belongs to it, and it is repeated.
 """
+
+
+def member_name() -> str:
+    """Return `host:pid`, which identifies this process in the ledger and in its group."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Place(NamedTuple):

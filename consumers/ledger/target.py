@@ -15,7 +15,9 @@ from consumers.ledger.error_policy import Action, rule_for, stopped
 from consumers.ledger.progress import LOCALLY_DURABLE
 from infra.postgres import connect
 from infra.service import log
+from infra.service.service_state import DATABASE, THIS
 from infra.service.signals import shut_down
+from infra.settings.database_login import Where
 from schemas.errors import HeadraceError, Interrupted, Unavailable
 
 Connection = psycopg.Connection[Any]
@@ -58,7 +60,7 @@ class Target:
 
     def __init__(
         self,
-        dsn: str,
+        where: Where,
         *,
         database: str,
         migration: str,
@@ -67,7 +69,7 @@ class Target:
         search_path: Sequence[str] = (),
         missed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._dsn = dsn
+        self._where = where
         self._missed = missed
         self._database = database
         self._migration = migration
@@ -103,6 +105,7 @@ class Target:
                 self._connection = self._open()
                 self.sessions += 1
                 self._connected_at = time.monotonic()
+                THIS.back(DATABASE)
                 if attempt:
                     self._log.info("reconnected", attempt=attempt)
                 return self._connection
@@ -159,7 +162,7 @@ class Target:
         self._drop()
 
     def _open(self) -> Connection:
-        connection = connect.connect(self._dsn, name=f"consume {self._migration}")
+        connection = connect.connect(self._where, name=f"consume {self._migration}")
         try:
             # Lost commits are lost together with their ledger and applied again. See Consumer._close.
             connection.execute("SET synchronous_commit = off")
@@ -176,11 +179,13 @@ class Target:
         rule = rule_for(error)
         if rule.action not in (Action.RECONNECT, Action.RETRY):
             if isinstance(error, psycopg.Error):
-                connect.require_known_tables(self._dsn, error)
+                connect.require_known_tables(self._where, error)
             raise stopped(error, rule, self._database) from error
         if self._stopping.is_set():
             raise Interrupted(f"{self._migration} was stopped while {self._database} did not answer") from error
         pause = backoff(attempt)
+        if rule.action is Action.RECONNECT:
+            THIS.away(DATABASE, connect.one_line(error))
         self._log.warning(
             rule.what, hint=rule.hint, detail=connect.one_line(error), attempt=attempt, retry_in_seconds=pause
         )

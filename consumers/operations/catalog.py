@@ -1,4 +1,4 @@
-"""Finds the migrations: headrace's own, those in the folders of `plugin_paths`, and those of installed packages.
+"""Finds the migrations: headrace's own, those of `plugin_paths`, of installed packages, and of the settings.
 
 Every module of a folder is scanned, so that no list has to be kept.
 """
@@ -16,6 +16,7 @@ import consumers.migrations
 from consumers.contract.discovery import BUILT_IN, Broken, BrokenMigration, Discovered, discover, in_package, place_of
 from consumers.contract.migration import Migration, Shared
 from consumers.contract.plugins import in_folder, installed
+from consumers.declared.sections import Declaration, candidates, declarations
 from consumers.ledger import owner_lookup
 from infra.settings.mistakes import close_to
 from infra.settings.model import Settings
@@ -25,18 +26,27 @@ from schemas.gitlab_schemas import GITLAB_SHARED
 
 
 @cache
-def _discovered(folders: tuple[Path, ...]) -> Discovered:
-    return discover(chain(in_package(consumers.migrations, BUILT_IN), *map(in_folder, folders), installed()))
+def _discovered(folders: tuple[Path, ...], declared: tuple[Declaration, ...]) -> Discovered:
+    return discover(
+        chain(in_package(consumers.migrations, BUILT_IN), *map(in_folder, folders), installed(), candidates(declared))
+    )
+
+
+def _found(settings: Settings) -> Discovered:
+    return _discovered(settings.plugin_paths, declarations(settings))
 
 
 def migrations(settings: Settings) -> Mapping[str, type[Migration]]:
     """Return name → class of every migration that can run."""
-    return _discovered(settings.plugin_paths).migrations
+    return _found(settings).migrations
 
 
 def origins(settings: Settings) -> Mapping[str, str]:
-    """Return name → origin of every migration that can run: a folder, a distribution with its version, or BUILT_IN."""
-    return _discovered(settings.plugin_paths).origins
+    """Return name → origin of every migration that can run.
+
+    It is a folder, a distribution with its version, `file:line` of a section of the settings, or BUILT_IN.
+    """
+    return _found(settings).origins
 
 
 def broken(settings: Settings) -> Mapping[str, Broken]:
@@ -44,7 +54,7 @@ def broken(settings: Settings) -> Mapping[str, Broken]:
 
     Includes those whose gitlab schema is unknown to headrace and to the settings.
     """
-    found = dict(_discovered(settings.plugin_paths).broken)
+    found = dict(_found(settings).broken)
     listed = {label for database in settings.databases.values() for label in database.gitlab_schemas}
     known = labels.KNOWN | listed
     for name, kind in migrations(settings).items():
@@ -69,9 +79,9 @@ def migration_class(settings: Settings, name: str) -> type[Migration]:
     try:
         return known[name]
     except KeyError:
-        if (entry := _discovered(settings.plugin_paths).broken.get(name)) is not None:
+        if (entry := _found(settings).broken.get(name)) is not None:
             raise BrokenMigration(f"migration {name}: {entry.place}: {entry.problem}", remedy=entry.remedy) from None
-        close = difflib.get_close_matches(name, [*known, *_discovered(settings.plugin_paths).broken], n=1)
+        close = difflib.get_close_matches(name, [*known, *_found(settings).broken], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UsageError(
             f"unknown migration {name!r}", remedy=f"{hint}known: {', '.join(sorted(known)) or 'none'}"

@@ -102,6 +102,8 @@ def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int, *, r
                 yield from _of_acls(settings, kind, database, meant=meant)
             yield from _of_privileges(connection, kind, meant=meant)
             yield from _of_tables(connection, settings, kind, database, meant=meant)
+            connect.search(connection, settings.database(database).search_path)
+            yield from _of_validity(connection, migration, meant=meant)
             yield from _of_work(settings, migration, meant=meant)
             yield from _of_count(connection, migration, limit_ms, meant=meant)
     except (HeadraceError, psycopg.Error):
@@ -166,6 +168,14 @@ def _of_tables(
             yield Advice(where, problem, (), f"correct its columns, {off}", blocks=meant)
         elif meant and not section.complete_rows:
             yield from advise_of_left_out(connection, where, table, kind.columns)
+
+
+def _of_validity(connection: psycopg.Connection[Any], migration: Migration, *, meant: bool) -> Iterator[Advice]:
+    """Yield why the migration refuses to run in this database."""
+    try:
+        contract_checks.validate(migration, connection)
+    except HeadraceError as error:
+        yield Advice(f"migrations.{migration.name}", error.problem, (), error.remedy, blocks=meant)
 
 
 def _of_work(settings: Settings, migration: Migration, *, meant: bool) -> Iterator[Advice]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import psycopg
-import typer
 from psycopg import sql
 
 from consumers.ledger.owner_lookup import Answers, ask
 from consumers.operations import catalog
-from infra.cli.options import Config, Json, Yes
 from infra.postgres import connect
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.control import require_name, require_prefix
-from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved
 
@@ -87,45 +83,9 @@ def remove(settings: Settings, database: str) -> list[StaleRecord]:
     return [wanted[name] for name in names]
 
 
-def cleanup(
-    database: Annotated[str, typer.Argument(metavar="DATABASE", help="A [databases.NAME] of the settings.")],
-    config: Config = None,
-    json: Json = False,
-    yes: Yes = False,
-) -> None:
-    """List or remove records that a switchover left behind.
-
-        headrace cleanup main
-
-    These are records of migrations whose gitlab schema the database no longer owns. Without --yes they are only listed.
-    Records are kept if the database owns the gitlab schema, or if no other database confirms that it does.
-    """
-    settings = load_settings(config)
-    removed = remove(settings, database) if yes else []
-    left = stale_records(settings, database)
-    if json:
-        typer.echo(jsonlib.dumps({"removed": [asdict(each) for each in removed], "stale": [asdict(e) for e in left]}))
-        return
-    for record in removed:
-        typer.echo(f"removed  {_line(record)}")
-    for record in left:
-        typer.echo(f"stale    {_line(record)}" + (f"; kept: {record.kept}" if record.kept else ""))
-    if not removed and not left:
-        typer.echo(f"{database} has no stale records")
-    elif any(record.kept is None for record in left):
-        typer.echo(f"remove them with: headrace cleanup {database} --yes")
-
-
 def _declared(settings: Settings) -> dict[str, list[str]]:
     known = catalog.migrations(settings).values()
     return {"names": [kind.name for kind in known], "gitlab_schemas": [kind.gitlab_schema for kind in known]}
-
-
-def _line(record: StaleRecord) -> str:
-    return (
-        f"{record.migration} ({record.gitlab_schema}, owned by {record.owner}): run {record.run},"
-        f" {record.applied} applied"
-    )
 
 
 def _confirmed(answers: Answers, gitlab_schema: str) -> tuple[str | None, str | None]:

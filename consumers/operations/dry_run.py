@@ -11,9 +11,8 @@ from typing import Final
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
 from consumers.contract.migration import Migration
-from consumers.delivery.group import member_name
 from consumers.delivery.topics import schemas_of, source_topics
-from consumers.ledger.progress import Place
+from consumers.ledger.progress import Place, member_name
 from consumers.planning.planner import Planner
 from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import open_registry

@@ -1,7 +1,7 @@
 """Finds what the settings say about migrations that do not exist: sections and switches with a misspelt name.
 
-A migration whose file is broken exists all the same. Where a file cannot even be imported, the names in it are unknown:
-a section is then taken as its own if the file's text has the section's name.
+A migration whose file or section is broken exists all the same. Where a file cannot even be imported, the names in it
+are unknown: a section is then taken as its own if the file's text has the section's name.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def unknown(settings: Settings) -> Iterator[Unknown]:
     broken = catalog.broken(settings)
     known = sorted(catalog.migrations(settings).keys() | broken.keys())
     listed = f"known: {', '.join(known) or 'none'}"
+    files = [entry for name, entry in broken.items() if not is_declared(settings, name)]
     named = {name: f"migrations.{name}" for name in settings.migrations}
     for name in sorted(named.keys() - set(known)):
-        if not any(_may_define(entry, name) for entry in broken.values()):
+        if not any(_may_define(entry, name) for entry in files):
             problem = f"unknown migration {name}{close_to(name, known)}"
             remedy = f"correct the section's name, or remove it ({listed})"
             yield Unknown(named[name], ("migrations", name), problem, remedy, _similar(name, known))
     for variable, name in sorted(switches().items()):
-        if name not in known and not any(_may_define(entry, name) for entry in broken.values()):
+        if name not in known and not any(_may_define(entry, name) for entry in files):
             problem = f"{variable} is set for the unknown migration {name}{close_to(name, known)}"
             remedy = f"correct its name, or unset it ({listed})"
             yield Unknown("environment", (), problem, remedy, _similar(name, known))
@@ -67,7 +68,7 @@ def require_spelt(settings: Settings, migration: str) -> None:
 def invalid(settings: Settings) -> Iterator[tuple[Location, str]]:
     """Yield the key of each mistake in the sections of migrations, and a sentence about it; no server is needed.
 
-    The own keys of a migration whose file is broken are not checked.
+    The own keys of a migration whose file is broken are not checked; a declaration that is broken is a mistake.
     """
     for each in unknown(settings):
         yield each.location, f"{each.problem}; {each.remedy}"
@@ -77,6 +78,8 @@ def invalid(settings: Settings) -> Iterator[tuple[Location, str]]:
         if section.database is not None and section.database not in settings.databases:
             close = close_to(section.database, settings.databases)
             yield (*place, "database"), f"migrations.{name}.database: no database is called {section.database}{close}"
+        if name in broken and is_declared(settings, name):
+            yield (*place, "declare"), f"{broken[name].problem}; {broken[name].remedy}"
         if name in broken or (kind := catalog.migrations(settings).get(name)) is None:
             continue
         try:
@@ -90,6 +93,11 @@ def invalid(settings: Settings) -> Iterator[tuple[Location, str]]:
                 limits({indicator: limit}, name)
             except UsageError as error:
                 yield (*place, "health", indicator), str(error)
+
+
+def is_declared(settings: Settings, name: str) -> bool:
+    """Whether a migration is declared in the settings; it then has no file that could define others."""
+    return name in settings.migrations and settings.migrations[name].declare is not None
 
 
 def _similar(name: str, known: list[str]) -> str | None:

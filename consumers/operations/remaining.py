@@ -12,12 +12,14 @@ from consumers.contract import counting
 from consumers.contract.counting import UNLIMITED
 from consumers.contract.migration import Migration
 from infra.postgres import connect
-from infra.service import log
+from infra.service import interrupts, log
 from infra.settings.model import Settings
 from schemas.errors import Interrupted
 
 SAY_AFTER: Final = 5.0
 """Seconds after which a slow count is logged."""
+_CANCEL_SECONDS: Final = 3.0
+"""How long a stop waits for the server to cancel a count, which otherwise continues there."""
 
 
 def remaining(settings: Settings, migration: Migration, database: str, stopping: threading.Event | None = None) -> int:
@@ -32,7 +34,8 @@ def remaining(settings: Settings, migration: Migration, database: str, stopping:
         watch.start()
         try:
             # The role's and the database's timeouts do not apply, since an exact count was asked for.
-            found = counting.count(connection, migration, limit_ms=UNLIMITED).exact
+            with interrupts.finishing(_CANCEL_SECONDS):
+                found = counting.count(connection, migration, limit_ms=UNLIMITED).exact
         except psycopg.errors.QueryCanceled:
             if stop.is_set():
                 raise Interrupted(f"{migration.name}: the count was stopped", remedy="nothing was changed") from None

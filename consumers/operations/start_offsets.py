@@ -17,7 +17,7 @@ from consumers.ledger.progress import Place
 from infra.kafka import clients, topics
 from infra.settings.model import KafkaSettings
 from schemas.codec.header import HeaderReader
-from schemas.errors import BrokerUnavailable, Malformed, UsageError
+from schemas.errors import Malformed, UsageError
 from schemas.positions import Lsn, Offset, parse_lsn
 
 _TIMEOUT: Final = 30.0
@@ -171,7 +171,7 @@ def _next(client: Consumer, place: Place, offset: int, end: int) -> Message | No
     while True:
         record = client.poll(_TIMEOUT)
         if record is None:
-            raise BrokerUnavailable(f"Kafka stopped responding while {place.topic}/{place.partition} was searched")
+            raise TimeoutError(f"{place.topic}/{place.partition} could not be searched")
         error = record.error()
         if error is not None and error.code() == KafkaError._PARTITION_EOF:
             return None

@@ -6,7 +6,7 @@ Its fields are a contract: fields may be added, but not renamed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict, get_args
 
 import psycopg
 
@@ -33,6 +33,10 @@ _FRESH_SECONDS: Final = 15.0
 """A rate that was not updated for so long belongs to a consumer that is gone."""
 _COUNT_MS: Final = 2_000
 """How long the server may count the remaining rows; after that the planner's estimate is reported."""
+
+
+State = Literal["waiting", "running", "paused", "throttled", "caught_up", "complete", "given_up", "failed"]
+STATES: Final = get_args(State)
 
 
 class PartitionStatus(TypedDict):
@@ -142,12 +146,12 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
         for topic in source_topics(settings, kind, database)
         for partition, end in topics.end_offsets(settings.kafka, topic).items()
     }
-    found = _Recorded()
+    found = Recorded()
     error: str | None = None
     try:
         with connect.session(settings.database(database), name="status") as connection:
             control.require_prefix(connection, database, settings.prefix)
-            found = _recorded(connection, kind.name)
+            found = recorded(connection, kind.name)
             migration = kind.configure(settings.migration(kind.name))
             found.work = read_work_status(connection, migration)
             remaining = _remaining(connection, migration)
@@ -191,7 +195,7 @@ def _migration(settings: Settings, kind: type[Migration], database: str) -> dict
     return {**status, **({"error": error} if error else {})}
 
 
-class _Recorded:
+class Recorded:
     """The database's records of a migration; the defaults are those before its first run."""
 
     def __init__(self) -> None:
@@ -204,31 +208,34 @@ class _Recorded:
         self.skip_reasons: dict[str, int] = {}
         self.throttled_by: str | None = None
         self.rate = 0.0
+        self.members: set[str] = set()
+        """The consumers that had a partition last, `host:pid` each."""
         self.remaining: int | None = None
         self.remaining_estimated = False
         self.work = WorkStatus()
 
 
-def state_of(recorded: _Recorded, *, alive: bool, topics: bool, left: int) -> str:
-    """Return the state: waiting, running, paused, throttled, caught_up, complete, given_up or failed.
+def state_of(found: Recorded, *, alive: bool, topics: bool, left: int) -> State:
+    """Return the state of a migration.
 
     A pause by an operator has precedence over a complete run, and stays in force for the next run.
     """
-    if recorded.failed:
+    if found.failed:
         return "failed"
-    if recorded.paused:
+    if found.paused:
         return "paused"
-    if recorded.complete:
-        return "given_up" if recorded.work.given_up else "complete"
-    if topics and recorded.offsets and left == 0:
+    if found.complete:
+        return "given_up" if found.work.given_up else "complete"
+    if topics and found.offsets and left == 0:
         return "caught_up"
-    if alive and recorded.throttled_by:
+    if alive and found.throttled_by:
         return "throttled"
-    return "running" if alive and recorded.offsets else "waiting"
+    return "running" if alive and found.offsets else "waiting"
 
 
-def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
-    found = _Recorded()
+def recorded(connection: psycopg.Connection[Any], name: str) -> Recorded:
+    """Return what the database of `connection` has recorded of a migration."""
+    found = Recorded()
     if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
         return found
     row = connection.execute(
@@ -243,8 +250,8 @@ def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
         (name, _FRESH_SECONDS),
     ).fetchone()
     found.throttled_by = throttle[0] if throttle else None
-    for topic, partition, offset, applied, skipped, dead_letters, reasons, rate in connection.execute(
-        "SELECT topic, partition, next_offset, applied, skipped, dead_letters, skip_reasons,"
+    for topic, partition, offset, applied, skipped, dead_letters, reasons, member, rate in connection.execute(
+        "SELECT topic, partition, next_offset, applied, skipped, dead_letters, skip_reasons, member,"
         " CASE WHEN updated_at > now() - make_interval(secs => %s) THEN rate ELSE 0 END"
         " FROM headrace.progress WHERE migration = %s AND run = %s",
         (_FRESH_SECONDS, name, found.run),
@@ -254,6 +261,7 @@ def _recorded(connection: psycopg.Connection[Any], name: str) -> _Recorded:
         found.skipped += skipped
         found.dead_letters += dead_letters
         found.rate += rate
+        found.members |= {member} - {""}
         for reason, count in reasons.items():
             found.skip_reasons[reason] = found.skip_reasons.get(reason, 0) + count
     return found

@@ -24,6 +24,7 @@ import psycopg
 
 from consumers.routing.placement import PARTITIONS, Algorithm, Placement, order_key, partition_of
 from infra.postgres import connect as postgres
+from infra.settings.database_login import Where
 from infra.settings.gitserver import GitserverSettings
 from schemas.errors import HeadraceError, SettingsError, Unavailable
 
@@ -93,8 +94,8 @@ class Asker(Protocol):
 class Database:
     """Asks the table, by a connection that it keeps; its role needs SELECT on that table and nothing else."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self, where: Where) -> None:
+        self._where = where
         self._connection: psycopg.Connection | None = None
 
     def ask(self) -> Mapping[int, Cursor]:
@@ -103,7 +104,7 @@ class Database:
         Raises DatabaseUnavailable, SettingsError, or PreflightFailed if the role may not read them.
         """
         try:
-            with postgres.translated(self._dsn):
+            with postgres.translated(self._where):
                 connection = self._connected()
                 try:
                     found = connection.execute(_QUERY, prepare=False).fetchall()
@@ -125,11 +126,11 @@ class Database:
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None:
-            self._connection = postgres.connect(self._dsn, name="routing")
+            self._connection = postgres.connect(self._where, name="routing")
             self._connection.execute("SET statement_timeout = '5s'")
             if postgres.is_standby(self._connection):
                 raise SettingsError(
-                    f"{postgres.described(self._dsn)} is a standby, whose cursors may be out of date",
+                    f"{postgres.described(self._where)} is a standby, whose cursors may be out of date",
                     remedy="use the dsn of the primary for routing",
                 )
         return self._connection
@@ -145,16 +146,16 @@ class Router:
 
     def __init__(
         self,
-        dsn: str,
+        where: Where,
         gitserver: GitserverSettings,
         *,
-        connect: Callable[[str], Asker] = Database,
+        connect: Callable[[Where], Asker] = Database,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._placement = Placement(gitserver.nodes, gitserver.pins)
         self._refresh_seconds = gitserver.refresh_seconds
         self._sure_seconds = gitserver.grace_seconds / 2
-        self._connect = partial(connect, dsn)
+        self._connect = partial(connect, where)
         self._clock = clock
         self._reading = NEVER
         self._lock = threading.Lock()

@@ -23,6 +23,7 @@ from consumers.ledger import fence
 from consumers.ledger.error_policy import locked, reason_of, rule_for, timed_out
 from consumers.ledger.progress import Cursor, LedgerMoved, Place
 from consumers.pace.rates import Rate
+from consumers.planning.effect_latency import EffectLatency
 from consumers.planning.planner import Overrides, SubBatch, Waiting, origin_of
 from consumers.planning.prefilter import Record
 from consumers.runtime.failing_rows import FailingRows, Verdict
@@ -69,6 +70,7 @@ class Applying:
         self._failing = FailingRows(self._plan, self._try_out)
         self._rates: dict[Place, Rate] = {}
         self._rest = 0.0
+        self._latency = EffectLatency(parts.migration.name)
         self._impatient = False
         self._generation = 0
         self.waiting = WaitingPartitions(parts.migration.name)
@@ -226,7 +228,10 @@ class Applying:
             held = self._ledger.advance(cursor, self.run, sub_batch.advances, applied)
             contract_checks.require_held(self._migration, held)
             dead_letter_rows.record(cursor, self._migration.name, self.run, self._database, sub_batch.dead_letters)
-        self._rest = self._pacing.done(len(sub_batch.changes), time.monotonic() - started)
+        took = time.monotonic() - started
+        metrics.TRANSACTION_TIME.labels(self._migration.name).observe(took)
+        self._latency.observe(sub_batch)
+        self._rest = self._pacing.done(len(sub_batch.changes), took)
         self._failing.applied(applied)
         self._count(sub_batch, applied)
 

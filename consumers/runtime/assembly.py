@@ -6,20 +6,21 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from consumers.contract import contract_checks
 from consumers.contract.declarations import declared
 from consumers.contract.migration import Migration
 from consumers.delivery.dead_letter_topic import DeadLetterWriter
-from consumers.delivery.group import Group, member_name
+from consumers.delivery.group import Group
 from consumers.delivery.topics import not_captured, schemas_of, source_topics
 from consumers.ledger.owner_lookup import require_not_elsewhere
-from consumers.ledger.progress import Entry, Ledger, Place
+from consumers.ledger.progress import Entry, Ledger, Place, member_name
 from consumers.ledger.target import Connection, Target
 from consumers.pace.pacing import Pacing
 from consumers.planning.planner import Planner
 from consumers.runtime.catch_up import Ends
 from consumers.runtime.circuit_breaker import CircuitBreaker
 from consumers.runtime.completion import Completion
-from consumers.runtime.consumer import Consumer
+from consumers.runtime.consumer import Consumer, Overview
 from consumers.runtime.external_driver import Working
 from consumers.runtime.ledger_positions import LedgerPositions
 from consumers.runtime.parts import Parts
@@ -41,11 +42,12 @@ def consumer_of(
     until_caught_up: bool = False,
     until_complete: bool = False,
     report: Report | None = None,
+    overview: Overview | None = None,
 ) -> Consumer:
     """Return a consumer of `migration` that runs until it is stopped, caught up or complete; see Consumer."""
     parts = assembled(settings, migration, database, stopping, ends=until_caught_up or until_complete)
     ends = partial(Ends, settings.kafka, parts.topics) if until_caught_up else None
-    return Consumer(parts, stopping, ends=ends, until_complete=until_complete, report=report)
+    return Consumer(parts, stopping, ends=ends, until_complete=until_complete, report=report, overview=overview)
 
 
 def assembled(
@@ -61,9 +63,8 @@ def assembled(
         return positions.assigned(places)
 
     group = Group(settings.kafka, group_name(settings.prefix, migration.name), assigned=assigned, stopping=stopping)
-    dsn = target_settings.dsn.get_secret_value()
     target = Target(
-        dsn,
+        target_settings.address,
         database=database,
         migration=migration.name,
         stopping=stopping,
@@ -73,10 +74,11 @@ def assembled(
     )
 
     def prepare(connection: Connection) -> None:
-        with translated(dsn):
+        with translated(target_settings.address):
             ensure_control_schema(
                 connection, database, target_settings.gitlab_schemas, migration.own_tables, prefix=settings.prefix
             )
+        contract_checks.validate(migration, connection)
 
     positions = LedgerPositions(settings.kafka, group, ledger, target, planner, stopping)
     return Parts(

@@ -85,7 +85,7 @@ class Completion:
         self._stopping = stopping or threading.Event()
         self._continuous = migration.continuous or settings.migration(migration.name).continuous
         self._positions = Positions(settings.prefix, settings.kafka)
-        self._counter = Counter(settings.database(database).dsn.get_secret_value(), migration)
+        self._counter = Counter(settings.database(database).address, migration)
         self._marks: Mapping[Place, Offset] | None = None
         self._counted_at: Lsn | None = None
         self._waits: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from consumers.runtime.interruptions import Interruptions
 from consumers.runtime.parts import Parts
 from consumers.runtime.totals import Report, Totals
 from infra.service import log
+from infra.service.service_state import THIS, TOPICS
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
 
 _POLL_SECONDS: Final = 0.1
@@ -38,7 +39,11 @@ class Intervals:
     topics: float = 1.0
     report: float = 0.2
     log: float = 10.0
+    overview: float = 5.0
 
+
+Overview = Callable[[Connection, Mapping[Place, int]], None]
+"""Exports what is recorded of the migration; called with the lag of the consumer's partitions."""
 
 USUAL: Final = Intervals()
 
@@ -57,6 +62,7 @@ class Consumer:
         ends: Callable[[], Ends] | None = None,
         until_complete: bool = False,
         report: Report | None = None,
+        overview: Overview | None = None,
         intervals: Intervals = USUAL,
     ) -> None:
         """`ends` reads the topics' ends, for a consumer that runs until it has caught up with them."""
@@ -73,9 +79,10 @@ class Consumer:
         self._intervals = intervals
         self._until_complete = until_complete
         self._report = report
+        self._overview = overview
         self._read_all = False
         self._log = log.get(migration=parts.migration.name)
-        self._next_check = self._next_report = self._next_log = 0.0
+        self._next_check = self._next_report = self._next_log = self._next_overview = 0.0
         self._interruptions = Interruptions(parts, self._report_progress)
         self._applying = Applying(parts, stopping, self._interruptions)
         self.totals = parts.totals
@@ -98,6 +105,7 @@ class Consumer:
             self._wait_for_topics()
             ends = None if self._read_ends is None else self._read_ends()
             self._group.join(self._parts.topics)
+            THIS.working()
             while not self._stopping.is_set():
                 self._turn()
                 if self._reached(ends):
@@ -147,10 +155,12 @@ class Consumer:
                     not_captured=self._parts.not_captured,
                 )
                 logged = True
+                THIS.away(TOPICS, f"the producer has not created {', '.join(missing)} yet")
             if self._stopping.wait(self._intervals.topics):
                 raise Interrupted(f"{self._migration.name} was stopped while it waited for {', '.join(missing)}")
 
     def _turn(self) -> None:
+        THIS.advance()
         now = time.monotonic()
         if now >= self._next_check:
             self._next_check = now + self._intervals.check
@@ -215,6 +225,10 @@ class Consumer:
         if self._report is not None and now >= self._next_report:
             self._next_report = now + self._intervals.report
             self._report(self.totals, self._group.positions)
+        if self._overview is not None and now >= self._next_overview:
+            self._next_overview = now + self._intervals.overview
+            lag, overview = self._group.lag(), self._overview
+            self._target.ask(lambda connection: overview(connection, lag))
         if now >= self._next_log:
             self._next_log = now + self._intervals.log
             if self.totals.events:

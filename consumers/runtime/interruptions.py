@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from consumers.ledger.error_policy import Action, Rule, stopped
-from consumers.ledger.target import backoff
+from consumers.ledger.target import Connection, backoff
 from consumers.runtime.parts import Parts
 from infra.service import log, metrics
 
@@ -67,7 +67,7 @@ class Interruptions:
         parts.working.stop()
         self._log.info("migration paused", hint="resume it with `headrace resume`")
         metrics.SUSPENDED.labels(parts.migration.name).set(1)
-        good = parts.group.wait(_CHECK_SECONDS, still=lambda: parts.target.ask(paused))
+        good = parts.group.wait(_CHECK_SECONDS, still=lambda: self._still(paused))
         metrics.SUSPENDED.labels(parts.migration.name).set(0)
         self._log.info("migration resumed")
         return good
@@ -78,4 +78,9 @@ class Interruptions:
         if not parts.throttle.due() or not parts.target.ask(parts.throttle.look):
             return True
         parts.working.stop()
-        return parts.group.wait(parts.throttle.interval, still=lambda: parts.target.ask(parts.throttle.look))
+        return parts.group.wait(parts.throttle.interval, still=lambda: self._still(parts.throttle.look))
+
+    def _still(self, interrupted: Callable[[Connection], bool]) -> bool:
+        """Report progress and return whether the interruption continues."""
+        self._progress()
+        return self._parts.target.ask(interrupted)

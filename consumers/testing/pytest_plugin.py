@@ -32,8 +32,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def headrace_stack() -> Iterator[Stack]:
     """Kafka and PostgreSQL, embedded, for the whole session; nothing of them remains."""
     from infra.stack import embedded_stack  # noqa: PLC0415 - see above
+    from infra.stack.extra import StackNotInstalled  # noqa: PLC0415 - see above
 
-    with embedded_stack() as running:
+    try:
+        stack = embedded_stack()
+    except StackNotInstalled as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    with stack as running:
         yield running
 
 

@@ -15,7 +15,7 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from schemas.avro import key_schema, value_schema
 from schemas.codec.encoder import Encoder
-from schemas.events import Column, Op, Relation
+from schemas.events import Column, Op, Origin, Relation
 from schemas.positions import Lsn
 from schemas.topics import table_topic
 
@@ -71,7 +71,7 @@ class RowFeed:
             relation,
             gitlab_schema,
             self.key,
-            database=database,
+            origin=Origin(database, database),
             value_schema_id=registry.register(f"{self._topic}-value", value_schema(relation, gitlab_schema)),
             key_schema_id=registry.register(f"{self._topic}-key", key_schema(relation, gitlab_schema, self.key)),
         )

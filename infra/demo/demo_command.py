@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from infra.demo.story import run_demo
+from infra.stack.extra import require_stack
 
 
 def demo(
@@ -27,13 +26,15 @@ def demo(
     column in three releases (`status_backfills`), walks of two git storages (`missing_records`), and moves of 200 git
     repositories between three nodes while a consumer is killed (`rehash_moves`). Nothing is left behind.
     """
+    require_stack()
+    from infra.demo.story import run_demo
+    from infra.service import interrupts
+
     # SIGTERM must unwind like Ctrl-C, so that the servers are stopped.
     signal.signal(signal.SIGTERM, _interrupt)
-    run_demo(rows)
+    with interrupts.finishing():  # its servers are stopped
+        run_demo(rows)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (demo,)

@@ -133,9 +133,11 @@ class Application:
     It never skips a row that was reset, so that each row can be reset at most once.
     """
 
-    def __init__(self, dsn: str, rows: int, seed: int = 7) -> None:
+    def __init__(self, dsn: str, rows: int, seed: int = 7, pause: float = 0.005) -> None:
+        """`pause` is the number of seconds between two statements."""
         self._dsn = dsn
         self._rows = rows
+        self._pause = pause
         self._random = random.Random(seed)  # noqa: S311 - a workload, not a secret
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="application")
@@ -145,6 +147,11 @@ class Application:
     def start(self) -> None:
         """Start working, in a thread."""
         self._thread.start()
+
+    @property
+    def working(self) -> bool:
+        """Whether no error has stopped it."""
+        return self._failure is None
 
     def stop(self) -> None:
         """Finish the current statement and stop; raises the error that stopped it before."""
@@ -157,7 +164,7 @@ class Application:
         try:
             with connect(self._dsn, name="demo") as connection:
                 connection.execute("SET application_name = 'gitlab'; SET search_path = public")
-                while not self._stop.wait(0.005):
+                while not self._stop.wait(self._pause):
                     self._statement(connection)
                     self.statements += 1
         except BaseException as error:

@@ -12,30 +12,36 @@ from infra.postgres.control import PUBLISHED, control_sql
 from infra.rights import acls, privileges, programs
 from infra.rights.programs import Program
 from infra.settings.model import DatabaseSettings, Settings
+from infra.settings.providers import PROVIDERS, SELF_MANAGED, Provider
 from schemas import formats
 
 
-def administrator_script(settings: Settings, wanted: Sequence[Program]) -> str:
+def administrator_script(settings: Settings, wanted: Sequence[Program], provider: str | None = None) -> str:
     """Return SQL for each database of the programs, followed by the Kafka ACL commands as comments.
 
     The role of a database's dsn gets the privileges of all these programs on that database. For separate roles,
-    generate a script per role, with the names of its programs and its dsn.
+    generate a script per role, with the names of its programs and its dsn. `provider`, by default the settings', is the
+    one of all these databases; no server is asked.
     """
     parts = [
         line
         for name, database in settings.databases.items()
         if (own := [program for program in wanted if program.database == name])
-        for line in _database(name, database, own, settings.prefix)
+        for line in _database(
+            name, database, own, settings.prefix, PROVIDERS[provider or database.provider or SELF_MANAGED]
+        )
     ]
     return "\n".join([*parts, "", *_kafka(settings, wanted)])
 
 
-def _database(name: str, database: DatabaseSettings, own: Sequence[Program], prefix: str) -> Iterator[str]:
+def _database(
+    name: str, database: DatabaseSettings, own: Sequence[Program], prefix: str, provider: Provider
+) -> Iterator[str]:
     parts = conninfo_to_dict(database.dsn.get_secret_value())
     role = str(parts.get("user") or "headrace")
     where = str(parts.get("dbname") or role)
     replicates = any(program.replicates for program in own)
-    yield f"-- Database {name}: run in {where}, as a superuser. Idempotent."
+    yield f"-- Database {name}: run in {where}, as {provider.administrator}. Idempotent."
     yield "-- Unqualified names must not resolve to objects in other schemas."
     yield "SET search_path = pg_catalog, pg_temp;"
     yield foreign_schema.script()
@@ -47,16 +53,19 @@ def _database(name: str, database: DatabaseSettings, own: Sequence[Program], pre
         role=sql.Identifier(role),
     )
     if replicates:
-        yield _text("ALTER ROLE {role} REPLICATION;", role=sql.Identifier(role))
+        yield _text(provider.grant, role=sql.Identifier(role))
         yield _text(
             "DO $$ BEGIN IF to_regprocedure('pg_log_standby_snapshot()') IS NOT NULL THEN "
-            "GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO {role}; END IF; END $$;",
+            f"GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO {{role}}; END IF; {_denied(provider)}END $$;",
             role=sql.Identifier(role),
         )
     # Health indicators read other sessions, standbys and the archiver, and the slot monitor the WAL that a slot
     # retains.
     yield _text("GRANT pg_monitor TO {role};", role=sql.Identifier(role))
-    yield "-- Set the password yourself with ALTER ROLE … PASSWORD: no password passes through headrace."
+    if database.password_command:
+        yield "-- The role has no password: see the provider's page in docs/how-to/providers/ for logins by tokens."
+    else:
+        yield "-- Set the password yourself with ALTER ROLE … PASSWORD: no password passes through headrace."
     yield from table_format.statements()
     yield control_sql().strip()
     yield from dict.fromkeys(program.own_tables for program in own if program.own_tables)
@@ -85,6 +94,11 @@ def _database(name: str, database: DatabaseSettings, own: Sequence[Program], pre
     if replicates:
         yield from _publication(database)
     yield "RESET search_path;"
+
+
+def _denied(provider: Provider) -> str:
+    """Return what lets the script continue without a grant that only a superuser can give, and that is optional."""
+    return "" if provider.superuser else "EXCEPTION WHEN insufficient_privilege THEN RAISE NOTICE '%', SQLERRM; "
 
 
 def _publication(database: DatabaseSettings) -> Iterator[str]:

@@ -7,22 +7,20 @@ import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.cli.options import Config
-from infra.init.administrator import administrator_script
-from infra.init.interview import RealServers, interview
-from infra.rights import acls as kafka_acls
-from infra.rights import programs
-from infra.rights.programs import Programs
-from infra.settings.file import load_settings, settings_path
+from infra.settings.providers import PROVIDERS
 from schemas.errors import Refused, UsageError
 
+if TYPE_CHECKING:
+    from infra.rights.programs import Programs
 
-def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
-    """Return the commands; `all_programs` lists the services of the settings and their rights."""
+
+def init_with(all_programs: Programs) -> Callable[..., None]:
+    """Return the command; `all_programs` lists the services of the settings and their rights."""
 
     def init(
         names: Annotated[
@@ -33,6 +31,10 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
         sql: Annotated[
             bool, typer.Option("--sql", help="Print the SQL and ACL commands for an administrator.")
         ] = False,
+        provider: Annotated[
+            str | None,
+            typer.Option(help=f"With --sql: who operates the servers ({', '.join(PROVIDERS)}).", show_default=False),
+        ] = None,
         acls: Annotated[bool, typer.Option("--acls", help="Print only the Kafka ACLs, for Terraform.")] = False,
         apply: Annotated[
             bool, typer.Option("--apply", help="Create the ACLs, with an administrator's credentials.")
@@ -46,32 +48,43 @@ def commands(all_programs: Programs) -> tuple[Callable[..., None], ...]:
 
         --sql prints SQL that creates the role, the schema `headrace`, the publication and the least privileges; a
         role that may create these itself does not need it. Name sources or migrations to give producers and
-        consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`.
+        consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`. A managed server has no
+        superuser: `headrace init --sql --provider rds` grants what its administrator can.
 
         --acls prints acls.tf.json for the Terraform provider Mongey/kafka. With --apply, headrace creates the ACLs;
         its credentials must be an administrator's, such as from HEADRACE_KAFKA__OPTIONS__SASL_USERNAME.
         """
+        from infra.settings.file import load_settings, settings_path
+
         if not sql and not acls:
-            if names or apply:
-                raise UsageError("names and --apply need --sql or --acls", remedy="add one of them")
+            if names or apply or provider:
+                raise UsageError("names, --apply and --provider need --sql or --acls", remedy="add one of them")
             _begin(settings_path(config))
             return
+        from infra.init.administrator import administrator_script
+        from infra.rights import acls as kafka_acls
+        from infra.rights import programs
+
+        if provider is not None and provider not in PROVIDERS:
+            raise UsageError(f"no provider is called {provider!r}", remedy=f"use one of: {', '.join(PROVIDERS)}")
         settings = load_settings(config)
         wanted = programs.chosen(list(all_programs(settings)), names or [])
         if sql:
-            typer.echo(administrator_script(settings, wanted))
+            typer.echo(administrator_script(settings, wanted, provider))
         elif apply:
             made = kafka_acls.apply(settings.kafka, programs.acls(wanted))
             typer.echo(f"{made} ACLs are in place")
         else:
             typer.echo(kafka_acls.terraform(programs.acls(wanted)))
 
-    return (init,)
+    return init
 
 
 def _begin(path: Path) -> None:
     text = files("infra.init").joinpath("settings_file.toml").read_text(encoding="utf-8")
     if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+        from infra.init.interview import RealServers, interview
+
         if path.exists():
             typer.confirm(f"{path} exists; replace it?", abort=True, err=True)
         text = interview(text, _prompt, typer.echo, RealServers())

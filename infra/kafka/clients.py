@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from infra.kafka import denials
+from infra.kafka import denials, oauth_tokens
 from infra.kafka.kafka_errors import MEANINGS, SILENT, UNKNOWN, Course
 from infra.service import log
 from infra.settings.kafka_options import CONSUMER, PRODUCER, given_to, primary
@@ -103,7 +103,10 @@ def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any]
 
 @contextmanager
 def reading(settings: KafkaSettings, **options: Any) -> Iterator[Consumer]:
-    """Provide a consumer of the group READERS, with errors inside translated; it is closed at the end."""
+    """Provide a consumer of the group READERS, which is closed at the end; errors inside are translated.
+
+    A TimeoutError inside means that the brokers stopped answering; its text says in which work.
+    """
     with translated(settings):
         client = consumer(settings, READERS, **options)
         try:
@@ -172,6 +175,15 @@ def ensure_reachable(settings: KafkaSettings, timeout: float = 10.0) -> None:
         admin(settings).list_topics(timeout=timeout)
 
 
+def require_broker(settings: KafkaSettings, timeout: float = 2.0) -> None:
+    """Raise BrokerUnavailable within a few seconds unless a broker answers; for calls every second.
+
+    Asks about one topic, which exists and is no producer's: the list of all may be long.
+    """
+    with translated(settings):
+        admin(settings).list_topics("__consumer_offsets", timeout=timeout)
+
+
 def answer(future: Future[Any], seconds: float = 20.0) -> Any:
     """Return the result of an admin client's request; call it within `translated`.
 
@@ -207,14 +219,14 @@ def ask(question: Callable[[], T], stopping: threading.Event) -> T:
 
 @contextmanager
 def translated(settings: KafkaSettings) -> Iterator[None]:
-    """Translate confluent-kafka's errors into headrace's, naming the broker."""
+    """Translate confluent-kafka's errors, and a TimeoutError, into headrace's, naming the broker and the reason."""
     try:
         yield
     except KafkaException as error:
         raise translate(error.args[0], settings) from error
     except TimeoutError as error:
-        # A future of the admin client timed out.
-        raise _unreachable("the request timed out", settings) from error
+        # A future of the admin client, which says nothing more, or a reader's own.
+        raise unreachable(str(error) or "the request timed out", settings) from error
 
 
 def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
@@ -233,7 +245,7 @@ def translate(error: KafkaError, settings: KafkaSettings) -> HeadraceError:
         denied = code in denials.DENIALS
         return denials.denied(error, settings) if denied else PreflightFailed(f"{place}: {text}", remedy=why)
     if code in SILENT:
-        return _unreachable(text, settings)
+        return unreachable(text, settings)
     if course is Course.WAITED:
         return BrokerUnavailable(f"{place} cannot serve the request now: {text} ({why})")
     return HeadraceError(f"{place}: {text}", remedy=why)
@@ -246,7 +258,8 @@ def _meaning(error: KafkaError) -> tuple[Course, str]:
     return Course.WAITED if redone else meaning.course, meaning.why
 
 
-def _unreachable(text: str, settings: KafkaSettings) -> BrokerUnavailable:
+def unreachable(text: str, settings: KafkaSettings) -> BrokerUnavailable:
+    """Return the error for brokers that do not answer, with librdkafka's own reason if a new connection fails."""
     return denials.unreachable(text, settings, lambda: _configuration(settings, PRODUCER, {}, {}))
 
 
@@ -262,6 +275,7 @@ def _configuration(
         **defaults,
         **given_to(client, settings.options),
         **_primary(_dotted(options)),
+        **({"oauth_cb": oauth_tokens.callback(command)} if (command := settings.oauth_token_command) else {}),
         # librdkafka prints to standard error by default; its lines belong in the log.
         "logger": _LIBRDKAFKA,
     }

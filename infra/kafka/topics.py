@@ -275,7 +275,7 @@ class LogReader:
                 # One by one: `consume` waits for the requested number, and the end is not known in advance.
                 message = client.poll(_TIMEOUT)
                 if message is None:
-                    raise BrokerUnavailable(f"Kafka stopped answering while {self._topic} was read")
+                    raise TimeoutError(f"topic {self._topic} could not be read to its end")
                 error = message.error()
                 if error is None:
                     self._next = (message.offset() or 0) + 1

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infra.postgres import table_format
-from infra.settings.model import DatabaseSettings
+from infra.postgres.passwords import opened
+from infra.service.command_output import CommandFailed
+from infra.settings.database_login import Address, DatabaseLogin, Where, address_of
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
 from schemas.formats import NewerFormat
 
@@ -60,35 +64,42 @@ _SINCE: Final[Mapping[str, int]] = {"idle_session_timeout": 140_000, "transactio
 _GONE: Final = ("08", "57P", "53300")
 """SQLSTATEs of an unavailable server: no connection, shutting down or starting, too many connections."""
 
+_ADDRESSES: Final[MutableMapping[psycopg.Connection[Any], Address]] = WeakKeyDictionary()
+"""What each open connection was opened with: a password that opened it may have expired for the next one."""
 
-def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = False) -> psycopg.Connection:
+
+def connect(where: Where, *, name: str, autocommit: bool = True, reading: bool = False) -> psycopg.Connection:
     """Open a connection with application_name `headrace <name>` and the settings that headrace's sessions rely on.
 
     Unqualified names resolve by SEARCH_PATH: everything but PostgreSQL's own is qualified. The settings are sent in one
     message once connected, since poolers refuse startup options, and so they win over the dsn's. With `reading`, for
     reading tables, values have the text form that headrace encodes, and no timeout of the role ends the session.
-    Raises DatabaseUnavailable or SettingsError: one line with host, port and database, never the password.
+    Raises DatabaseUnavailable or SettingsError: one line with host, port and database, never the password; and what
+    infra.postgres.passwords raises.
     """
-    with translated(dsn):
-        connection = psycopg.connect(
-            make_conninfo(
-                dsn,
+    address = address_of(where)
+    with translated(address):
+        connection = opened(
+            address.adding(
                 application_name=f"headrace {name}",
                 client_encoding="UTF8",
-                connect_timeout=conninfo_to_dict(dsn).get("connect_timeout") or 10,
+                connect_timeout=conninfo_to_dict(address.dsn).get("connect_timeout") or 10,
                 keepalives_idle=30,
                 keepalives_interval=5,
                 keepalives_count=3,
             ),
-            autocommit=True,
+            partial(psycopg.connect, autocommit=True),
         )
+        _ADDRESSES[connection] = address
         try:
             connection.execute(pinned(connection.info.server_version, reading=reading))
             connection.autocommit = autocommit
         except psycopg.errors.QueryCanceled as error:
             # By the role's statement_timeout, in force until this statement sets ours: the server is overloaded.
             connection.close()
-            raise DatabaseUnavailable(f"{described(dsn)} was too slow to start a session: {one_line(error)}") from error
+            raise DatabaseUnavailable(
+                f"{described(where)} was too slow to start a session: {one_line(error)}"
+            ) from error
         except BaseException:
             connection.close()
             raise
@@ -96,14 +107,21 @@ def connect(dsn: str, *, name: str, autocommit: bool = True, reading: bool = Fal
 
 
 @contextmanager
-def session(database: DatabaseSettings, *, name: str, reading: bool = False) -> Iterator[psycopg.Connection]:
+def session(database: DatabaseLogin, *, name: str, reading: bool = False) -> Iterator[psycopg.Connection]:
     """Open a connection to a database of the settings for a `with`, and translate psycopg's errors in it.
 
     `name` and `reading` as for `connect`. For one piece of work; who reconnects calls `connect` and `translated`.
     """
-    dsn = database.dsn.get_secret_value()
-    with translated(dsn), connect(dsn, name=name, reading=reading) as connection:
+    with translated(database.address), connect(database.address, name=name, reading=reading) as connection:
         yield connection
+
+
+def another(connection: psycopg.Connection[Any], **parameters: str | int | None) -> Address:
+    """Return the address of another connection to the server of `connection`, with these connection parameters."""
+    known = _ADDRESSES.get(connection)
+    if known is None:
+        known = Address(make_conninfo(connection.info.dsn, password=connection.info.password or None))
+    return known.adding(**parameters)
 
 
 def is_standby(connection: psycopg.Connection[Any]) -> bool:
@@ -142,45 +160,46 @@ def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def translated(dsn: str) -> Iterator[None]:
-    """Translate psycopg's errors into headrace's, naming the server of `dsn`."""
+def translated(where: Where) -> Iterator[None]:
+    """Translate psycopg's errors into headrace's, naming the server of `where`."""
     try:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
         if (hidden := hidden_rows(error)) is not None:
             raise hidden from error
         raise PreflightFailed(
-            f"{described(dsn)}: {one_line(error)}",
+            f"{described(where)}: {one_line(error)}",
             remedy="grant it: `headrace init --sql` prints what is needed",
         ) from error
     except psycopg.errors.DiskFull as error:
         raise HeadraceError(
-            f"{described(dsn)} has no disk space left: {one_line(error)}",
+            f"{described(where)} has no disk space left: {one_line(error)}",
             remedy="free some space on the server, then start again; nothing is lost",
         ) from error
     except psycopg.OperationalError as error:
         # A server that does answer sends many of these too, such as a lock timeout.
         if error.sqlstate is not None and not error.sqlstate.startswith(_GONE):
-            raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
-        raise _unavailable(dsn, error) from error
+            raise HeadraceError(f"{described(where)}: {one_line(error)}") from error
+        raise _unavailable(where, error) from error
     except psycopg.Error as error:
         # A connection lost during COPY has neither an error class nor a SQLSTATE.
         if type(error) is psycopg.DatabaseError and error.sqlstate is None:
-            raise _unavailable(dsn, error) from error
-        require_known_tables(dsn, error)
-        raise HeadraceError(f"{described(dsn)}: {one_line(error)}") from error
+            raise _unavailable(where, error) from error
+        require_known_tables(where, error)
+        raise HeadraceError(f"{described(where)}: {one_line(error)}") from error
 
 
 _ASK_SECONDS: Final = 10
 
 
-def require_known_tables(dsn: str, error: psycopg.Error) -> None:
+def require_known_tables(where: Where, error: psycopg.Error) -> None:
     """Raise NewerFormat if a statement failed because a newer headrace upgraded headrace's tables meanwhile.
 
     Called before a process ends with the statement's own error. Uses its own connection and not `connect`, whose error
     handling calls this.
     """
-    with contextlib.suppress(psycopg.Error), psycopg.connect(dsn, connect_timeout=_ASK_SECONDS) as connection:
+    asking = partial(psycopg.connect, connect_timeout=_ASK_SECONDS)
+    with contextlib.suppress(psycopg.Error, CommandFailed), opened(address_of(where), asking) as connection:
         try:
             table_format.require(connection, connection.info.dbname)
         except NewerFormat as newer:
@@ -212,11 +231,9 @@ def require_all_rows(connection: psycopg.Connection[Any], tables: Sequence[str])
         raise RowsHidden(f"row security hides rows of table {row[0]} from this role")
 
 
-def described(dsn: str) -> str:
+def described(where: Where) -> str:
     """Return `PostgreSQL at host:port/name` for messages; no user, no password."""
-    parts = conninfo_to_dict(dsn)
-    host = parts.get("host") or parts.get("hostaddr") or "the local socket"
-    return f"PostgreSQL at {host}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+    return address_of(where).place
 
 
 def one_line(error: BaseException) -> str:
@@ -229,8 +246,9 @@ def one_line(error: BaseException) -> str:
     return " ".join(" ".join((primary or str(error), *notes)).split()) or type(error).__name__
 
 
+_LOGIN: Final = ("password authentication failed", "PAM authentication failed", "no password supplied")
 _WRONG_DSN: Final = (
-    (("password authentication failed", "no password supplied"), "rejects the user or the password of the dsn", ""),
+    (_LOGIN, "rejects the user or the password of the dsn", ""),
     (('role "', "does not exist"), "does not have the user of the dsn", "or create the role"),
     (('database "', "does not exist"), "does not exist on that server", "or create the database"),
     (("failed to resolve host", "could not translate host name"), "is on a host whose name cannot be resolved", ""),
@@ -258,9 +276,16 @@ _UNTRUSTED: Final[Sequence[tuple[Sequence[str], str]]] = (
 """libpq gives refused connections no SQLSTATE: fragments of its message, the meaning, and an alternative remedy."""
 
 
-def _unavailable(dsn: str, error: psycopg.Error) -> HeadraceError:
+def _unavailable(where: Where, error: psycopg.Error) -> HeadraceError:
     text = one_line(error)
-    place = described(dsn)
+    address = address_of(where)
+    place = address.place
+    if address.password_command and any(fragment in text for fragment in _LOGIN):
+        # Waited for by what runs already: the next password may be right.
+        return DatabaseUnavailable(
+            f"{place} rejects the user of the dsn, or the password that its password_command prints",
+            remedy="correct one of them; docs/how-to/providers/ has what a login by token needs",
+        )
     for fragments, problem, other in _WRONG_DSN:
         # If the first fragment ends in a quote, a name follows before the second.
         matches = all if fragments[0].endswith('"') else any

@@ -1,8 +1,9 @@
 """Reads COPY … TO STDOUT up to a limit of bytes; if `Lines.whole` is false, another query has to read the rest.
 
-Reads libpq's socket directly if possible: libpq creates an object per line, which costs more than encoding it. Between
-two queries an unencrypted connection has no hidden state: a query may bypass libpq as long as every message up to
-ReadyForQuery is read from the socket. If that fails, the connection is closed.
+Reads an unencrypted connection's socket directly: libpq keeps memory for the longest line, and needs three times its
+size while it is read. Between two queries such a connection has no hidden state: a query may bypass libpq as long as
+every message up to ReadyForQuery is read from the socket. If that fails, the connection is closed. An encrypted one is
+read through libpq, in C: psycopg creates an object per line, which costs more than encoding it.
 
 Source: PostgreSQL 18, "Message Formats" and "Message Flow", sections "Simple Query" and "COPY Operations".
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import pq
 
+from infra.postgres import libpq
 from schemas.codec import implementation
 
 _READ_BYTES: Final = 1 << 20
@@ -27,6 +30,12 @@ _PASSED_OVER: Final = frozenset(b"HcCNSA")
 """CopyOutResponse, CopyDone, CommandComplete, and asynchronous messages: Notice, ParameterStatus (a reload changes no
 parameter that the session has set) and Notification."""
 _NO_BOUND: Final = 1 << 62
+_END: Final = 0
+_WAIT: Final = -2
+_LOST: Final = -3
+"""What `libpq_lines` of schemas/codec/_compiled.pyi returns as what comes next."""
+_WAIT_MS: Final = 500
+"""Input is then asked for again: OpenSSL may have read from the socket what libpq did not take of it yet."""
 
 _head = struct.Struct("!cI")
 
@@ -68,7 +77,7 @@ def copy_lines(
     that does. Raises psycopg's error for one of the server, with the connection ready for the next query (as in any
     failed transaction), and OperationalError if the connection was lost.
     """
-    how = copy_out if possible(connection.pgconn) else _through_libpq
+    how = copy_out if possible(connection.pgconn) else through_libpq
     return how(connection.pgconn, query, most, longest, connection.cancel_safe)
 
 
@@ -129,16 +138,23 @@ class _Taken:
 
     def __init__(self, most: int, longest: int, cancel: Callable[[], None]) -> None:
         self.ended: int | None = None
-        self._most, self._longest, self._cancel = most, longest, cancel
+        self.rows = 0
+        self.longest = longest
+        self._most, self._cancel = most, cancel
         self._parts: list[bytes | memoryview] = []
-        self._rows = self._size = 0
+        self._size = 0
+
+    @property
+    def room(self) -> int:
+        """How many bytes of lines may be added; -1: none, they have ended."""
+        return max(0, self._most - self._size) if self.ended is None else -1
 
     def take(self, unread: bytearray) -> None:
         """Take the complete lines at the start of a buffer of messages."""
         if self.ended is not None:
             return
         while True:
-            room = max(0, self._most - self._size) if self._rows else max(self._most, _line(unread))
+            room = self.room if self.rows else max(self._most, _line(unread))
             with memoryview(unread) as view, view[: room + _head.size] as within:
                 data, rows, used = implementation.compiled.copy_data(within)
             if not rows:
@@ -150,12 +166,12 @@ class _Taken:
     def add(self, data: bytes | memoryview, rows: int = 1) -> None:
         """Take lines."""
         self._parts.append(data)
-        self._rows += rows
+        self.rows += rows
         self._size += len(data)
 
     def judge(self, line: int) -> None:
         """End before the next line, of `line` bytes, if it exceeds a limit; 0: there is none."""
-        if line > self._longest or (line and self._rows and self._size + line > self._most):
+        if line > self.longest or (line and self.rows and self._size + line > self._most):
             self.ended = line
             # If the server accepts no other connection, the rest arrives and is dropped: the same result, later.
             with contextlib.suppress(psycopg.Error):
@@ -164,33 +180,39 @@ class _Taken:
     @property
     def lines(self) -> Lines:
         """The result; raises LineTooLong if not even the first line was taken."""
-        if self.ended is not None and not self._rows:
+        if self.ended is not None and not self.rows:
             raise LineTooLong(self.ended)
-        return Lines(b"".join(self._parts), self._rows, self.ended is None)
+        return Lines(b"".join(self._parts), self.rows, self.ended is None)
 
 
-def _through_libpq(
+def through_libpq(
     pgconn: pq.abc.PGconn,
     query: bytes,
     most: int = _NO_BOUND,
     longest: int = _NO_BOUND,
     cancel: Callable[[], None] = lambda: None,
+    *,
+    compiled: bool = True,
 ) -> Lines:
-    """Implement `copy_lines` by libpq: psycopg's copy costs several times as much per row. libpq keeps the longest
-    line."""
+    """Implement `copy_lines` by libpq, which keeps memory for the longest line.
+
+    Its lines are taken in C if that can be, unless `compiled` is false, for who compares. psycopg's own copy costs
+    several times as much per row as either.
+    """
     result = pgconn.exec_(query)
     if result.status != pq.ExecStatus.COPY_OUT:
         raise psycopg.errors.error_from_result(result)
     taken = _Taken(most, longest, cancel)
-    read = pgconn.get_copy_data
-    while True:
-        length, line = read(0)
-        if length <= 0:
-            break
-        if taken.ended is None:
-            taken.judge(length)
-        if taken.ended is None:
-            taken.add(line)
+    library = libpq.loaded(pgconn) if compiled and implementation.compiled is not None else None
+    try:
+        if library is None:
+            _take_each(pgconn, taken)
+        else:
+            _take_blocks(pgconn, library, taken)
+    except BaseException:
+        # The lines that are left would be taken for the response to the next query.
+        pgconn.finish()
+        raise
     end = pgconn.get_result()
     while pgconn.get_result() is not None:
         pass
@@ -199,6 +221,38 @@ def _through_libpq(
     if end.status != pq.ExecStatus.COMMAND_OK and taken.ended is None:
         raise psycopg.errors.error_from_result(end)
     return taken.lines
+
+
+def _take_each(pgconn: pq.abc.PGconn, taken: _Taken) -> None:
+    """Take all lines one by one, as psycopg returns them."""
+    read = pgconn.get_copy_data
+    while True:
+        length, line = read(0)
+        if length <= 0:
+            return
+        if taken.ended is None:
+            taken.judge(length)
+        if taken.ended is None:
+            taken.add(line)
+
+
+def _take_blocks(pgconn: pq.abc.PGconn, library: libpq.Libpq, taken: _Taken) -> None:
+    """Take all lines in C, a block at a time; waits here, where a signal's handler runs at once."""
+    readable = select.poll()
+    readable.register(pgconn.socket, select.POLLIN)
+    while True:
+        some = taken.rows > 0
+        data, rows, left = implementation.compiled.libpq_lines(*library, taken.room, taken.longest, some)
+        if rows:
+            taken.add(data, rows)
+        if left == _END:
+            return
+        if left == _LOST:
+            raise psycopg.OperationalError("the connection was lost during COPY")
+        if left == _WAIT:
+            readable.poll(_WAIT_MS)
+        elif left > 0:
+            taken.judge(left)
 
 
 def _line(unread: bytearray) -> int:

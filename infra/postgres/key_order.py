@@ -8,7 +8,7 @@ no two rows are equal, and a range may end at any row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -74,22 +74,27 @@ _BY_TYPE: Final = """
 # 950 is the collation C, 951 POSIX, 100 the database's default. In an encoding other than UTF8 the server compares
 # bytes that clients do not see; in SQL_ASCII they are those of UTF-8, or arbitrary.
 _BY_INDEX: Final = """
-    WITH indexed AS (
-        SELECT i.indexrelid, i.indrelid, i.indkey, i.indclass, i.indcollation, i.indnkeyatts
-          FROM pg_catalog.pg_index i
+    WITH wanted AS (
+        SELECT key.oid, array_agg(key.name) AS names
+          FROM unnest(%(oids)s::oid[], %(names)s::text[]) AS key(oid, name)
+         GROUP BY key.oid
+    ), indexed AS (
+        SELECT DISTINCT ON (i.indrelid)
+               i.indexrelid, i.indrelid, i.indkey, i.indclass, i.indcollation, i.indnkeyatts
+          FROM wanted w
+          JOIN pg_catalog.pg_index i ON i.indrelid = w.oid
           JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
           JOIN pg_catalog.pg_am m ON m.oid = x.relam AND m.amname = 'btree'
           JOIN LATERAL (SELECT array_agg(a.attname::text) AS names
                           FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
                           JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
                          WHERE k.n <= i.indnkeyatts) AS key ON true
-         WHERE i.indrelid = %(table)s AND i.indisunique AND i.indisvalid AND i.indimmediate
+         WHERE i.indisunique AND i.indisvalid AND i.indimmediate
            AND i.indpred IS NULL AND i.indexprs IS NULL
-           AND key.names @> %(columns)s::text[] AND key.names <@ %(columns)s::text[]
-         ORDER BY i.indisprimary DESC, i.indexrelid
-         LIMIT 1
+           AND key.names @> w.names AND key.names <@ w.names
+         ORDER BY i.indrelid, i.indisprimary DESC, i.indexrelid
     )
-    SELECT a.attname::text,
+    SELECT i.indrelid::bigint, a.attname::text,
            (SELECT array_agg(ARRAY[n.nspname, p.oprname]::text[] ORDER BY o.amopstrategy)
               FROM pg_catalog.pg_amop o
               JOIN pg_catalog.pg_operator p ON p.oid = o.amopopr
@@ -132,13 +137,27 @@ def key_order(connection: psycopg.Connection[Any], table: int, key: Sequence[str
 
     `table` is an oid. The caller checks whether the columns may be null.
     """
-    found = connection.execute(_BY_INDEX, {"table": table, "columns": list(key)}).fetchall()
-    own = {
-        column: Operators(_pairs(names), tuple(collation) if collation else None, collated, cast, in_bytes)
-        for column, names, collation, collated, cast, in_bytes in found
-        if len(names or ()) == len(_SIGNS)
+    return key_orders(connection, {table: key})[table]
+
+
+def key_orders(
+    connection: psycopg.Connection[Any], keys: Mapping[int, Sequence[str]]
+) -> dict[int, tuple[Operators, ...] | None]:
+    """Return oid → what `key_order` returns, of all tables of `keys` (oid → key) in one query."""
+    pairs = [(oid, name) for oid, key in keys.items() for name in key]
+    found = connection.execute(
+        _BY_INDEX, {"oids": [oid for oid, _ in pairs], "names": [name for _, name in pairs]}
+    ).fetchall()
+    own: dict[int, dict[str, Operators]] = {oid: {} for oid in keys}
+    for oid, column, names, collation, collated, cast, in_bytes in found:
+        if len(names or ()) == len(_SIGNS):
+            own[oid][column] = Operators(
+                _pairs(names), tuple(collation) if collation else None, collated, cast, in_bytes
+            )
+    return {
+        oid: tuple(own[oid][column] for column in key) if key and own[oid].keys() == set(key) else None
+        for oid, key in keys.items()
     }
-    return tuple(own[column] for column in key) if own.keys() == set(key) else None
 
 
 def order_name(operators: Sequence[Operators]) -> str:

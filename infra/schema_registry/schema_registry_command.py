@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from infra.cli.options import Config
-from infra.kafka import clients
-from infra.kafka.topics import LogReader
-from infra.schema_registry.read_only_server import ReadOnlyRegistry
-from infra.schema_registry.subjects import FollowedSubjects
-from infra.schema_registry.topic_registry import registrations
-from infra.service import log
-from infra.service.signals import stop_on_signals
-from infra.settings.file import load_settings
-from infra.settings.model import Settings
 from schemas.errors import UsageError
-from schemas.topics import schemas_topic
+
+if TYPE_CHECKING:
+    from infra.settings.model import Settings
 
 _FIRST_READ_SECONDS: Final = 60.0
 _LISTEN: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:/@\[\]]+)):(?P<port>\d{1,5})").fullmatch
@@ -44,6 +36,10 @@ def schema_registry(
     schemas are in the topic PREFIX.schemas. It follows the topic, writes nothing, and has no authentication. Ctrl-C
     or SIGTERM stops it.
     """
+    from infra.kafka import clients
+    from infra.service import log
+    from infra.settings.file import load_settings
+
     address, port = listen_address(listen)
     settings = load_settings(config)
     if settings.registry.url:
@@ -65,11 +61,19 @@ def listen_address(listen: str) -> tuple[str, int]:
 
 
 def _serve(settings: Settings, address: str, port: int, hosts: list[str]) -> None:
+    from infra.kafka.topics import LogReader
+    from infra.schema_registry.read_only_server import ReadOnlyRegistry
+    from infra.schema_registry.subjects import FollowedSubjects
+    from infra.schema_registry.topic_registry import registrations
+    from infra.service import log
+    from infra.service.signals import stop_on_signals
+    from schemas.topics import schemas_topic
+
     topic = schemas_topic(settings.prefix)
     reader = LogReader(settings.kafka, topic)
     subjects = FollowedSubjects(lambda: registrations(reader, topic))
     try:
-        with ReadOnlyRegistry(address, port, subjects, hosts) as server, stop_on_signals() as stop:
+        with ReadOnlyRegistry(address, port, subjects, hosts) as server, stop_on_signals(exit_code=0) as stop:
             subjects.refresh(seconds=_FIRST_READ_SECONDS)
             answering = threading.Thread(target=server.serve_forever, name="schema registry", daemon=True)
             answering.start()
@@ -79,6 +83,3 @@ def _serve(settings: Settings, address: str, port: int, hosts: list[str]) -> Non
             server.shutdown()
     finally:
         subjects.close()
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (schema_registry,)

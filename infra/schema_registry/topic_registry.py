@@ -15,7 +15,7 @@ from infra.kafka import clients, topics
 from infra.service import log
 from infra.settings.model import Settings
 from schemas import formats
-from schemas.avro import FORMAT_PROPERTY
+from schemas.avro import require_format
 from schemas.compatibility import incompatibilities
 from schemas.errors import HeadraceError, Malformed, Refused
 from schemas.topics import schemas_topic
@@ -204,9 +204,9 @@ def registrations(reader: topics.LogReader, topic: str) -> Iterator[tuple[int, s
 
 
 def readable(schema: AvroSchema, schema_id: int) -> AvroSchema:
-    """Return the schema; raise NewerFormat if this headrace does not know the format of its events."""
+    """Return the schema; raise NewerFormat or OlderFormat if this headrace does not read its events."""
     if isinstance(schema, dict):  # a registry may have anything under an id
-        formats.EVENTS.require(schema.get(FORMAT_PROPERTY, 1), f"schema {schema_id}")
+        require_format(schema, f"schema {schema_id}")
     return schema
 
 
@@ -230,6 +230,11 @@ def canonical(schema: AvroSchema) -> str:
 
 
 def refuse_incompatible(subject: str, old: AvroSchema, new: AvroSchema) -> None:
-    """Raise IncompatibleSchema unless readers of the old schema of `subject` can read both."""
+    """Raise IncompatibleSchema unless readers of the old schema of `subject` can read both.
+
+    Raises OlderFormat or NewerFormat if this headrace does not read the old one's events.
+    """
+    if isinstance(old, dict):
+        require_format(old, f"the schema of {subject}")
     if changes := incompatibilities(old, new):
         raise IncompatibleSchema(f"{subject} changed incompatibly: {'; '.join(changes)}")

@@ -6,15 +6,18 @@ with it.
 
 from __future__ import annotations
 
-import logging
 import sys
-from typing import Final
-
-import structlog
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from infra.service.terminal import colored
-from infra.settings.model import LogSettings
 from schemas.errors import printable
+
+if TYPE_CHECKING:
+    import structlog
+
+    from infra.settings.model import LogSettings
 
 SOURCE: Final = "source"
 TABLE: Final = "table"
@@ -26,12 +29,39 @@ POSITION: Final = "position"
 ROWS: Final = "rows"
 REASON: Final = "reason"
 
-Log = structlog.typing.FilteringBoundLogger
+
+class _Wanted:
+    """What `configure` was last called with, until a line is logged: many commands log nothing, and import no more."""
+
+    def __init__(self) -> None:
+        self._wanted: tuple[bool, str] | None = None
+
+    def set(self, as_json: bool, level: str) -> None:
+        self._wanted = as_json, level
+
+    @property
+    def leaves_out_debug(self) -> bool:
+        return self._wanted is not None and self._wanted[1] != "debug"
+
+    def apply(self) -> None:
+        if self._wanted is not None:
+            _configure(*self._wanted)
+            self._wanted = None
+
+
+_WANTED: Final = _Wanted()
 
 
 def configure(settings: LogSettings, *, json: bool | None = None) -> None:
     """Send the log to standard error: JSON lines, or columns if standard error is a terminal."""
-    as_json = json if json is not None else not sys.stderr.isatty()
+    _WANTED.set(json if json is not None else not sys.stderr.isatty(), settings.level)
+
+
+def _configure(as_json: bool, level: str) -> None:
+    import logging  # noqa: PLC0415 - as below
+
+    import structlog  # noqa: PLC0415 - it takes longer than the start of a command that logs nothing
+
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()]
         if as_json
@@ -45,7 +75,7 @@ def configure(settings: LogSettings, *, json: bool | None = None) -> None:
             structlog.processors.format_exc_info,
             *renderers,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
@@ -59,7 +89,33 @@ def _printable(_logger: object, _method: str, fields: structlog.typing.EventDict
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A logger that adds `fields` to every line."""
+
+    fields: Mapping[str, object]
+
+    def debug(self, event: str, **fields: object) -> None:
+        if not _WANTED.leaves_out_debug:
+            self._to().debug(event, **fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        self._to().info(event, **fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._to().warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._to().error(event, **fields)
+
+    def _to(self) -> structlog.typing.FilteringBoundLogger:
+        import structlog  # noqa: PLC0415 - as above
+
+        _WANTED.apply()
+        logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**self.fields)
+        return logger
+
+
 def get(**fields: object) -> Log:
     """Return a logger that adds `fields` to every line."""
-    log: Log = structlog.get_logger(**fields)
-    return log
+    return Log(fields)

@@ -1,16 +1,19 @@
-"""Prometheus metrics of a service, served on `metrics.port`; port 0 serves none.
+"""Prometheus metrics of a service; docs/reference/metrics.md is generated from them.
 
-prometheus-client also exports the process's own memory and CPU time.
+prometheus-client also exports the process's own memory and CPU time. Series of a migration that are read from its
+ledger are exported by each of its consumers, with the same values.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, Info
 
-from infra.settings.model import MetricsSettings
-from schemas.errors import SettingsError
+from infra.service.event_histogram import EventHistogram
+
+BUILD: Final = Info("headrace_build", "The version of headrace, and the codec that it uses (C or Python).")
+READY: Final = Gauge("headrace_service_ready", "1 while nothing that the service noticed itself keeps it from working.")
 
 PUBLISHED: Final = Counter("headrace_published_events", "Change events published from the stream.", ["source"])
 COPIED: Final = Counter("headrace_copied_rows", "Snapshot rows published.", ["source", "table"])
@@ -28,6 +31,29 @@ STRAY_WRITES: Final = Gauge(
 )
 RETAINED_WAL: Final = Gauge(
     "headrace_slot_retained_wal_bytes", "WAL retained by the source's replication slot.", ["source"]
+)
+CATALOG_XMIN_AGE: Final = Gauge(
+    "headrace_slot_catalog_xmin_age_transactions",
+    "Age of the oldest transaction whose catalog rows the slot keeps VACUUM from removing.",
+    ["source"],
+)
+LAG_BYTES: Final = Gauge(
+    "headrace_replication_lag_bytes", "WAL between the end of the WAL and the stream's position.", ["source"]
+)
+PUBLISH_LATENCY: Final = EventHistogram(
+    "headrace_publish_latency_seconds",
+    "From a commit in the source to that in Kafka: each event counts with the last transaction of its batch.",
+    "source",
+)
+CHUNKS: Final = Gauge(
+    "headrace_snapshot_chunks", "Estimated number of chunks of a table's snapshot.", ["source", "table"]
+)
+CHUNKS_DONE: Final = Gauge("headrace_snapshot_chunks_done", "Published chunks of that snapshot.", ["source", "table"])
+CHUNK_TIME: Final = Histogram(
+    "headrace_chunk_seconds",
+    "Time to read a chunk and to commit it in Kafka.",
+    ["source"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 STANDBY_AWAITED: Final = Gauge(
     "headrace_standby_awaited", "1 while the source's stream waits for a standby to confirm.", ["source"]
@@ -57,18 +83,45 @@ THROTTLED: Final = Gauge(
     ["migration", "indicator"],
 )
 
+LAG: Final = Gauge(
+    "headrace_consumer_lag_events",
+    "Offsets between the consumer's position and the end of a partition that it has.",
+    ["migration", "topic", "partition"],
+)
+ETA: Final = Gauge(
+    "headrace_consumer_eta_seconds",
+    "Time until the consumer has read its lag, at its latest rate; +Inf while it reads nothing.",
+    ["migration"],
+)
+EFFECT_LATENCY: Final = EventHistogram(
+    "headrace_effect_latency_seconds",
+    "From a commit in the source to that of its effect, by the clocks of both servers: each changed row counts with"
+    " the first event of its transaction. Rows of snapshots are left out.",
+    "migration",
+)
+TRANSACTION_TIME: Final = Histogram(
+    "headrace_transaction_seconds",
+    "Time of a consumer's transaction.",
+    ["migration"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30),
+)
 
-def serve(settings: MetricsSettings) -> None:
-    """Serve metrics in a thread until the process ends, if the settings have a port.
-
-    Raises SettingsError if it cannot listen on the port.
-    """
-    if not settings.port:
-        return
-    try:
-        start_http_server(settings.port, addr=settings.address)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen on metrics.port {settings.port}: {error.strerror}",
-            remedy="choose another port, or 0 to serve no metrics",
-        ) from error
+STATE: Final = Gauge(
+    "headrace_migration_state",
+    "1 for the migration's present state, 0 for every other one.",
+    ["migration", "state"],
+)
+CONSUMERS: Final = Gauge(
+    "headrace_migration_consumers", "Consumers of the migration that have partitions.", ["migration"]
+)
+WAITING_DEAD_LETTERS: Final = Gauge(
+    "headrace_migration_dead_letters_waiting", "Dead letters that were neither retried nor discarded.", ["migration"]
+)
+REMAINING: Final = Gauge(
+    "headrace_migration_remaining_rows",
+    "Rows left to change, counted once a minute; by the planner's estimate where counting takes long.",
+    ["migration"],
+)
+ESTIMATED: Final = Gauge(
+    "headrace_migration_remaining_estimated", "1 while the remaining rows are an estimate.", ["migration"]
+)

@@ -1,7 +1,7 @@
 """Stops a service: SIGTERM and Ctrl-C set an event that every loop checks; a second one ends it at once.
 
 A server that does not answer does not delay the stop: pending queries are cancelled, then connections are shut down,
-and finally the process exits, within two seconds of the signal.
+and finally the process exits, within a second of the signal.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from typing import Any, Final
 
 import psycopg
 
+from infra.service import interrupts
 from schemas.errors import Interrupted
 
-PATIENCE_SECONDS: Final = 0.5
+PATIENCE_SECONDS: Final = 0.4
 """How long current work may continue after a stop was requested."""
-_CUT_SECONDS: Final = 1.0
+_CUT_SECONDS: Final = 0.65
 """When connections are shut down, after the signal."""
-_END_SECONDS: Final = 1.9
+_END_SECONDS: Final = 0.85
 """When the process exits in any case, after the signal."""
 
 _LOOK_SECONDS: Final = 0.2
 """Interval of checks whether to cancel a wait for a server."""
-
-_STUCK: Final = "headrace: exited without waiting for a server that does not answer; nothing is lost\n"
 
 
 @contextmanager
@@ -46,8 +45,8 @@ def stop_on_signals(
 
     If the work continues longer than PATIENCE_SECONDS after that, `overdue` is called once, in its own thread, to
     cancel it; then `cut`, to shut down its connections; finally the process exits with `exit_code`, as if killed.
-    Without `overdue` there is no time limit. The second signal ends the process at once: uncommitted work is repeated
-    at the next start.
+    Without `overdue` only `infra.service.interrupts` limits the time, around a whole command. The second signal ends
+    the process at once: uncommitted work is repeated at the next start.
     """
     event = stop or threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -55,6 +54,7 @@ def stop_on_signals(
     asked = threading.Lock()
 
     def first() -> None:
+        interrupts.note()
         if asked.acquire(blocking=False):
             event.set()
             for timer in timers:
@@ -69,7 +69,7 @@ def stop_on_signals(
         signal.signal(number, handle)
     try:
         # Python runs a handler only once the main thread returns from a library, which may itself wait for a server.
-        with _woken(first) if timers else contextlib.nullcontext():
+        with _woken(first) if timers else interrupts.ending_with(exit_code):
             yield event
     finally:
         for number, handler in before.items():
@@ -131,9 +131,7 @@ def shut_down(connection: psycopg.Connection[Any]) -> None:
 
 def _timers(overdue: Callable[[], None], cut: Callable[[], None] | None, exit_code: int) -> list[threading.Timer]:
     def end() -> None:
-        with contextlib.suppress(OSError):
-            os.write(2, _STUCK.encode())
-        os._exit(exit_code)
+        interrupts.leave(exit_code, interrupts.STUCK)
 
     steps = [(PATIENCE_SECONDS, overdue), (_CUT_SECONDS, cut or (lambda: None)), (_END_SECONDS, end)]
     timers = [threading.Timer(seconds, step) for seconds, step in steps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tomllib
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import SettingsError as UnreadableVariable
 
 from infra.settings.description.lines import line_of, lines_of
 from infra.settings.description.variables import variable_of
+from infra.settings.environment import overridden
 from infra.settings.gitlab_dictionary import require_known
 from infra.settings.mistakes import Location, Mistakes
 from infra.settings.model import PATTERN_WORDS, Settings
@@ -60,20 +61,13 @@ def load_settings(path: Path | None = None) -> Settings:
     chosen = settings_path(path)
     text, values = read_document(chosen)
     mistakes = Mistakes(Settings, PATTERN_WORDS)
-    # Not left to pydantic-settings, which takes some keys, such as _env_file, as its own arguments.
-    if unknown := sorted(values.keys() - Settings.model_fields.keys()):
-        raise InvalidSettings([located(chosen, text, (key,), mistakes.unknown((key,))) for key in unknown])
     try:
-        return _beside(Settings(**values), chosen.absolute().parent)
+        settings = _beside(Settings.model_validate(overridden(values, Settings, os.environ)), chosen.absolute().parent)
     except ValidationError as error:
         found = [located(chosen, text, location, said) for location, said in mistakes.each(error)]
-        raise InvalidSettings(found) from None
-    except UnreadableVariable:
-        # Its message lacks the variable's name, and its cause contains the value.
-        raise SettingsError(
-            f"environment variable {_unreadable_variable()} is not JSON: a list or table must be JSON in a variable",
-            remedy="""correct or unset it; a list is '["public.projects"]'""",
-        ) from None
+        raise InvalidSettings(sorted(found, key=lambda each: (each.line is None, each.line))) from None
+    settings._file = chosen.absolute()
+    return settings
 
 
 def read_document(chosen: Path) -> tuple[str, dict[str, Any]]:
@@ -112,6 +106,21 @@ def located(file: Path, text: str, location: Location, problem: str) -> InvalidS
     return InvalidSetting(f"settings file {file}", line_of(lines_of(text), location), problem)
 
 
+def place_of_section(settings: Settings, *names: str) -> str:
+    """Return the variable that sets a section, else `file:line` of it or of the nearest table around it, else the file.
+
+    Settings that no file has are "the settings".
+    """
+    if settings._file is None:
+        return "the settings"
+    if (variable := variable_of(names)) is not None:
+        return f"environment variable {variable}"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if (line := line_of(lines_of(settings._file.read_text(encoding="utf-8")), names)) is not None:
+            return f"{settings._file}:{line}"
+    return str(settings._file)
+
+
 def _beside(settings: Settings, directory: Path) -> Settings:
     """Return the settings with relative paths resolved against `directory`, not the working directory."""
     databases = {}
@@ -130,10 +139,3 @@ def _beside(settings: Settings, directory: Path) -> Settings:
             "gitserver": settings.gitserver.beside(directory),
         }
     )
-
-
-def _unreadable_variable() -> str:
-    """Return the variables that may be invalid JSON: those of sections and of keys within them."""
-    sections = [name for name, field in Settings.model_fields.items() if field.annotation is not str]
-    prefixes = tuple(f"headrace_{section}" for section in sections)
-    return " or ".join(sorted(name for name in os.environ if name.lower().startswith(prefixes))) or "HEADRACE_…"

@@ -1,4 +1,4 @@
-"""Defines the settings of `headrace.toml`, read by pydantic-settings; only this package reads the environment.
+"""Defines the settings of `headrace.toml`; only this package reads the environment.
 
 Environment variables override every value: `HEADRACE_KAFKA__BOOTSTRAP_SERVERS` or `HEADRACE_DATABASES__MAIN__DSN`;
 `HEADRACE_<MIGRATION>_ENABLED=false` disables a migration.
@@ -13,23 +13,22 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-import psycopg
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     StringConstraints,
     ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from infra.settings import kafka_options
+from infra.settings.database_login import DatabaseLogin, Word, without_arguments
+from infra.settings.declare import DeclareSettings
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
@@ -76,6 +75,8 @@ class KafkaSettings(Section):
     """The principal of producers in ACLs; `{source}` in it is the source's name."""
     consumer_principal: str = "User:headrace-consumer-{gitlab_schema}"
     """The principal of consumers in ACLs; `{gitlab_schema}` and `{migration}` in it are the migration's."""
+    oauth_token_command: tuple[Word, ...] = Field(default=(), repr=False)
+    """A program and its arguments that print a token for SASL OAUTHBEARER; see docs/reference/security.md."""
     # Not in the repr: it may contain sasl.password.
     options: dict[str, Annotated[str | int | float | bool, BeforeValidator(_one_value)]] = Field(
         default_factory=dict, repr=False
@@ -88,7 +89,21 @@ class KafkaSettings(Section):
         """Environment variables have no dots: HEADRACE_KAFKA__OPTIONS__SASL_PASSWORD sets sasl.password."""
         return kafka_options.checked(value)
 
-    # Only as JSON, for display: pydantic-settings builds Settings from Python dumps of its sections.
+    @model_validator(mode="after")
+    def _tokens_are_used(self) -> Self:
+        protocol = str(self.options.get("security.protocol", "")).lower()
+        mechanism = str(self.options.get("sasl.mechanisms", self.options.get("sasl.mechanism", ""))).lower()
+        if self.oauth_token_command and not (protocol.startswith("sasl") and mechanism == "oauthbearer"):
+            raise ValueError(
+                'oauth_token_command: needs "security.protocol" = "SASL_SSL" and "sasl.mechanisms" = "OAUTHBEARER"'
+                " under [kafka.options]"
+            )
+        return self
+
+    @field_serializer("oauth_token_command", when_used="json")
+    def _shown_command(self, value: tuple[str, ...]) -> tuple[str, ...]:
+        return without_arguments(value)
+
     @field_serializer("options", when_used="json")
     def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
@@ -120,12 +135,13 @@ class SnapshotSettings(Section):
     the stream, and heartbeats become more frequent."""
 
 
-class DatabaseSettings(Section):
+def _matches(table: str, patterns: tuple[str, ...]) -> bool:
+    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
+
+
+class DatabaseSettings(DatabaseLogin):
     """A database: a source and, for its migrations, the target."""
 
-    dsn: SecretStr
-    """PostgreSQL's connection string, `postgresql://user@host:5432/name`; a password better in ~/.pgpass or the
-    environment."""
     gitlab_schemas: tuple[Name, ...] = Field(min_length=1)
     """The gitlab schemas that it may own; by default one that has the database's name and all its tables."""
     tables: tuple[TableName, ...] = ()
@@ -150,6 +166,9 @@ class DatabaseSettings(Section):
     docs/reference/events.md."""
     complete_rows: bool = False
     """Re-read a row after each update whose record omits a large value; see docs/reference/events.md."""
+    upsert_tables: tuple[TableName, ...] = ()
+    """Names and patterns of tables whose updates without a whole old row are published as `r`; see
+    docs/how-to/reading-with-other-tools.md."""
     snapshot: SnapshotSettings = SnapshotSettings()
     """Snapshots of its tables."""
     spill_directory: Path | None = None
@@ -160,23 +179,11 @@ class DatabaseSettings(Section):
 
         A pattern that matches a partition captures it only as a part of its root: see producers/source/tables.py.
         """
-        return any(table == pattern or fnmatchcase(table, pattern) for pattern in self.tables)
+        return _matches(table, self.tables)
 
-    @field_validator("dsn")
-    @classmethod
-    def _dsn_parses(cls, value: SecretStr) -> SecretStr:
-        try:
-            parts = psycopg.conninfo.conninfo_to_dict(value.get_secret_value())
-        except psycopg.ProgrammingError:
-            # libpq's own message may quote the password.
-            raise ValueError("not a PostgreSQL connection string; expected postgresql://user@host:5432/name") from None
-        # An unescaped / or @ ends a password for libpq: the rest would be shown as port, host or database.
-        ports = str(parts.get("port") or "").split(",")
-        if any(port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536) for port in ports):
-            raise ValueError("the port is not a number from 1 to 65535 (in a password, / is %2F and @ is %40)")
-        if "@" in f"{parts.get('host')}{parts.get('dbname')}":
-            raise ValueError("the host or database contains an @ (in a password, / is %2F and @ is %40)")
-        return value
+    def upserts(self, table: str) -> bool:
+        """Whether `upsert_tables` names `table` (`schema.table`), in full or by a pattern."""
+        return _matches(table, self.upsert_tables)
 
     @model_validator(mode="after")
     def _labels_are_known(self) -> Self:
@@ -235,6 +242,8 @@ class MigrationSettings(BaseModel):
     health: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Indicator → its limit, above which it throttles the migration, or false to disable it; see
     docs/how-to/running.md."""
+    declare: DeclareSettings | None = None
+    """The migration itself, if it has no code."""
 
     _whole: Settings | None = PrivateAttr(default=None)
 
@@ -249,16 +258,8 @@ class MigrationSettings(BaseModel):
         return self._whole
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """The whole settings file; built by `load_settings`, which reports every mistake in one line."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix="HEADRACE_",
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
-    )
 
     prefix: Annotated[str, StringConstraints(pattern=_PREFIX)] = "headrace"
     """The first part of all names of topics, consumer groups and transactional ids."""
@@ -280,6 +281,8 @@ class Settings(BaseSettings):
     """The nodes between which `rehash_moves` moves repositories."""
     migrations: dict[Name, MigrationSettings] = Field(default_factory=dict)
     """The settings of each migration by name: those of every migration, and its own."""
+
+    _file: Path | None = PrivateAttr(default=None)  # what load_settings has read
 
     @field_validator("databases", mode="before")
     @classmethod
@@ -305,19 +308,6 @@ class Settings(BaseSettings):
         for name in sorted(value.keys() & info.data.get("databases", {}).keys()):
             raise ValueError(f"{name} is also the name of a database; rename the database")
         return value
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment override the file, whose values are passed as arguments."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
 
     def database(self, name: str) -> DatabaseSettings:
         """Return the settings of database `name`; raises UsageError with the configured names."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli import tables
 from infra.cli.options import Config
-from infra.settings.file import settings_path
-from infra.stack.background import RECORD, Record, bring_down, bring_up, default_directory
-from infra.stack.stack_settings import require_free, write_settings
+from infra.stack.extra import require_stack
+
+if TYPE_CHECKING:
+    from infra.stack.background import Record
 
 Directory = Annotated[
     Path | None,
@@ -44,10 +43,17 @@ def up(
     Example: `headrace up --brokers 3`, stopped by `headrace down`. Each record then has three replicas and is
     acknowledged by two. With --kafka-port the brokers use consecutive ports. --write-settings never overwrites a file.
     """
+    require_stack()
+    from infra.cli import tables
+    from infra.service import interrupts
+    from infra.settings.file import settings_path
+    from infra.stack.background import bring_up
+    from infra.stack.stack_settings import require_free, write_settings
+
     place, path = _place(directory), settings_path(config)
     if settings:
         require_free(path)
-    with tables.console(stderr=True).status("Starting Kafka and PostgreSQL"):
+    with interrupts.finishing(), tables.console(stderr=True).status("Starting Kafka and PostgreSQL"):
         record = bring_up(place, brokers=brokers, kafka_port=kafka_port, postgres_port=postgres_port)
     if settings:
         write_settings(path, record)
@@ -67,8 +73,13 @@ def down(directory: Directory = None, remove_data: RemoveData = False, as_json: 
 
     Example: `headrace down --remove-data` also deletes the data.
     """
+    require_stack()
+    from infra.service import interrupts
+    from infra.stack.background import bring_down
+
     place = _place(directory)
-    was_up = bring_down(place, remove_data=remove_data)
+    with interrupts.finishing():
+        was_up = bring_down(place, remove_data=remove_data)
     if as_json:
         typer.echo(json.dumps({"stopped": was_up, "data_dir": str(place), "data_removed": remove_data}))
         return
@@ -79,6 +90,8 @@ def down(directory: Directory = None, remove_data: RemoveData = False, as_json: 
 
 def report(record: Record) -> dict[str, object]:
     """Return what `up --json` prints."""
+    from infra.stack.background import RECORD
+
     return {
         "bootstrap_servers": record.bootstrap_servers,
         "dsn": record.dsn,
@@ -89,12 +102,6 @@ def report(record: Record) -> dict[str, object]:
 
 
 def _place(directory: Path | None) -> Path:
+    from infra.stack.background import default_directory
+
     return (directory or default_directory()).absolute()
-
-
-app = typer.Typer(no_args_is_help=True, help="The embedded stack.")
-app.command()(up)
-app.command()(down)
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (up, down)

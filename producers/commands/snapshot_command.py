@@ -8,9 +8,6 @@ from typing import Annotated
 import typer
 
 from infra.cli.options import Config, Json, Yes
-from infra.settings.file import load_settings
-from infra.state.snapshot_requests import SnapshotRequest
-from producers.session.resnapshot_request import ask
 from schemas.errors import UsageError
 
 _KEY_HELP = "Repeat for each column of the key."
@@ -45,6 +42,10 @@ def snapshot(
 
     Example: headrace snapshot public.projects --from 1 --to 1000
     """
+    from infra.settings.file import load_settings
+    from infra.state.snapshot_requests import SnapshotRequest
+    from producers.session.resnapshot_request import ask
+
     settings = load_settings(config)
     if from_scratch and (first or last):
         raise UsageError("--from-scratch reads the whole table", remedy="omit --from and --to")

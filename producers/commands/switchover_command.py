@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json as jsonlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infra.cli.options import Config, Json, Yes
-from infra.service import log
-from infra.service.signals import stop_on_signals
-from infra.settings.file import load_settings
-from producers.commands.guard_command import install_on_both_sides
-from producers.switchover import rules
-from producers.switchover.endpoints import Move, View
-from producers.switchover.rules import Refusal, Step
-from producers.switchover.states import USABLE_ENDS, ends_state, schema_state
-from producers.switchover.step_limit import StepLimit
-from producers.switchover.steps import opened
 from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from infra.settings.model import Settings
+    from producers.switchover.endpoints import Move, View
 
 WithoutStandby = Annotated[
     list[str] | None,
@@ -67,6 +61,10 @@ def switchover(
         raise UsageError("--abort and --status exclude each other")
     if guard and (abort or status):
         raise UsageError("--guard needs a move", remedy="use `headrace guard` to guard the tables only")
+    from infra.service import log
+    from infra.settings.file import load_settings
+    from producers.switchover.endpoints import Move
+
     settings = load_settings(config)
     move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
     log.configure(settings.log)
@@ -77,10 +75,33 @@ def switchover(
             abort=True,
             err=True,
         )
+    _switch(
+        settings, move, promoted=promoted, abort=abort, status=status, guard=guard, seconds=seconds,
+        without=frozenset(without or ()), json=json,
+    )  # fmt: skip
+
+
+def _switch(
+    settings: Settings,
+    move: Move,
+    *,
+    promoted: bool,
+    abort: bool,
+    status: bool,
+    guard: bool,
+    seconds: float,
+    without: frozenset[str],
+    json: bool,
+) -> None:
+    from infra.service.signals import stop_on_signals
+    from producers.commands.guarding import install_on_both_sides
+    from producers.switchover.step_limit import StepLimit
+    from producers.switchover.steps import opened
+
     limit = StepLimit(seconds)
     with (
         stop_on_signals(limit.stop, overdue=limit.cancel, cut=limit.cut),
-        opened(settings, move, limit, promote=not promoted, without=frozenset(without or ())) as moving,
+        opened(settings, move, limit, promote=not promoted, without=without) as moving,
     ):
         if guard and not (status or abort):
             moving.require_possible()  # before a table is changed
@@ -110,6 +131,10 @@ def _print(report: dict[str, Any], move: Move, *, aborted: bool, json: bool) -> 
 
 def status_report(view: View) -> dict[str, Any]:
     """Return what --status --json prints: `refused` is the reason why a run would do nothing, `remedy` what to do."""
+    from producers.switchover import rules
+    from producers.switchover.rules import Refusal, Step
+    from producers.switchover.states import USABLE_ENDS, ends_state, schema_state
+
     move, ends, step = view.move, ends_state(view), rules.next_step(view)
     done = rules.done_steps(view)
     return {

@@ -263,23 +263,25 @@ class Capture:
                 self._follow_owner(message.relation, message.after)
             return
         after = message.after if route.row is None else route.row(message.after)
-        if message.before is None:
-            if self._write(Op.UPDATE, route, after) and route.feed.complete_rows:
-                self._require_whole(route, after)
-            return
-        before = message.before if route.row is None else route.row(message.before)
-        # The old row may have values that the new one omits as unchanged.
-        after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
-        if key_of(route, before) != key_of(route, after):
-            # A changed key is a delete and a create, each judged by its own key.
-            self._remove(route, before)
-            if self._write(Op.CREATE, route, after):
-                self._require_whole(route, after)
-        elif self._publishes(route, after):
+        if (before := message.before) is not None:
+            before = before if route.row is None else route.row(before)
+            # The old row may have values that the new one omits as unchanged.
+            after = [old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)]
+            if key_of(route, before) != key_of(route, after):
+                # A changed key is a delete and a create, each judged by its own key.
+                self._remove(route, before)
+                if self._write(Op.CREATE, route, after):
+                    self._require_whole(route, after)
+                return
+        # With another replica identity than full, the old row is not known, or only some of its columns.
+        upserted = route.feed.table.upserts and message.relation.replica_identity != "f"
+        if before is None or upserted:
+            added = self._write(Op.READ if upserted else Op.UPDATE, route, after)
+        elif added := self._publishes(route, after):
             prefix = self._prefix(Op.UPDATE, route)
             self._add(route, *route.encoder.update(prefix, self._ordinal, self._now_ms, before, after))
-            if route.feed.complete_rows:
-                self._require_whole(route, after)
+        if added and route.feed.complete_rows:
+            self._require_whole(route, after)
 
     def _delete(self, message: pg.Delete) -> None:
         if (route := self._next(message.relation, Op.DELETE, removes=True)) is not None:

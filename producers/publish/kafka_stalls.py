@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from infra.service import log, metrics
+from infra.service.service_state import KAFKA, THIS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Stalls:
             self._call = None
             seconds = time.monotonic() - began
             if seconds > self._patience.stall:
+                THIS.back(KAFKA)
                 metrics.STALLS.labels(self._client).inc()
                 metrics.STALLED.labels(self._client).inc(seconds)
                 self._log.warning("Kafka kept the producer waiting", to=what, seconds=round(seconds, 1))
@@ -76,3 +78,6 @@ class Stalls:
                 continue
             logged, due = call, now + self._patience.again
             self._log.warning("waiting for Kafka", to=call[0], seconds=round(now - call[1], 1))
+            THIS.away(KAFKA, f"a call to {call[0]} waits")
+            if self._call is not call:  # it ended meanwhile, perhaps before the line above
+                THIS.back(KAFKA)

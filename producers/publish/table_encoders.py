@@ -22,7 +22,7 @@ from producers.source.schema_changes import (
 from producers.source.tables import CapturedTable
 from schemas.avro import key_schema, value_schema
 from schemas.codec.encoder import Encoder
-from schemas.events import Relation
+from schemas.events import Origin, Relation
 
 
 def schemas_of(
@@ -110,7 +110,7 @@ class TableEncoders:
             relation,
             table.gitlab_schema,
             table.key,
-            database=self._source,
+            origin=Origin(self._source, table.database),
             key_schema_id=key_id,
             value_schema_id=value_id,
         )

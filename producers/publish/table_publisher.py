@@ -122,7 +122,8 @@ class TableFeed:
     @property
     def copying(self) -> bool:
         """Whether this source has rows of it left to read."""
-        return not (self.away or self.hidden or self.state.stopped) and (not self.copy.complete or self.rows_due)
+        # The common case first: the copy phase goes through all tables for each one that it reads.
+        return (not self.copy.complete or self.rows_due) and not (self.away or self.hidden or self.state.stopped)
 
     @property
     def rows_due(self) -> bool:

@@ -17,6 +17,8 @@ from infra.postgres.connect import one_line
 from infra.postgres.control import opened_lsn
 from infra.schema_registry.topic_registry import open_registry
 from infra.service import log
+from infra.service.service_state import SLOT, THIS
+from infra.settings.database_login import Address
 from infra.settings.model import Settings
 from infra.state.positions import HandoverState, SnapshotState, StreamState
 from producers.publish.kafka_stalls import Stalls
@@ -96,6 +98,8 @@ def open_feeds(
         registry.forget(f"{table.topic}-value")
     # A table that continues has its schemas registered by its feed, which knows the changes that can be followed.
     registry.register_all([each for table in fresh for each in schemas_of(table)])
+    # Once for all tables, and from then on for each when its columns change.
+    known = watch.all_now([table.relation.oid for table in tables])
     feeds = [
         TableFeed(
             source,
@@ -105,11 +109,12 @@ def open_feeds(
             snapshots.get(table.name) or scope.given.get(table.name),
             not_before=not_before,
             complete_rows=settings.database(source).complete_rows,
-            now=partial(watch.now, table.relation.oid),
+            now=partial(known.get, table.relation.oid),
         )
         for table in tables
     ]
     for feed in feeds:
+        feed.encoders.now = partial(watch.now, feed.table.relation.oid)
         feed.away = feed.table.gitlab_schema in scope.away
     here = [feed for feed in feeds if not feed.away]
     if here and all(feed.state.stopped for feed in here):
@@ -195,6 +200,7 @@ def take_session(connection: psycopg.Connection[Any], source: str, slot: str, st
             if time.monotonic() > deadline:
                 raise SlotInUse(slot, pid)
             log.get(**{log.SOURCE: source}).warning("terminating the session of an earlier producer", pid=pid)
+            THIS.away(SLOT, f"process {pid} copies for slot {slot}")
             connection.execute(_END, (pid,))
         if stop.wait(0.1):
             raise Interrupted(f"stopped while terminating the session of an earlier producer of {source}")
@@ -214,7 +220,7 @@ def _lock_of(slot: str) -> int:
 
 def take_slot(
     connection: psycopg.Connection[Any],
-    dsn: str,
+    address: Address,
     source: str,
     slot: str,
     publication: str,
@@ -238,11 +244,12 @@ def take_slot(
                 application_name=application_name(source),
                 client_encoding=stream_encoding(connection),
             )
-            return ReplicationStream(dsn, slot, publication, start, options)
+            return ReplicationStream(address, slot, publication, start, options)
         except SlotInUse as error:
             if time.monotonic() > deadline:
                 raise
             log.get(**{log.SOURCE: source}).warning("taking over slot", slot=slot, pid=error.pid)
+            THIS.away(SLOT, error.problem)
             if error.pid is not None:
                 connection.execute(_END, (error.pid,))
             if stop.wait(0.1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -24,13 +24,15 @@ from producers.source import gaps, preflight, slots
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
 from producers.source.publication import read_publication
-from producers.source.tables import captured_tables
+from producers.source.tables import CapturedTable, captured_tables
 from producers.source.transactions import blocking
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
 from schemas.topics import positions_topic, schemas_topic
 
 _MEASURED_SECONDS: Final = 1.0
 """How long WAL growth is measured when no producer has recorded its rate."""
+_SHOWN: Final = 5
+"""Advice that concerns most tables names no more of them."""
 _SETTLED_SECONDS: Final = 5.0
 """A position that a producer confirmed is visible to every Kafka reader within this time."""
 
@@ -59,10 +61,14 @@ def hindrances(
     found += _half_made(connection, name)
     found += _standbys(connection, name)
     if positions is not None and not is_standby(connection):
-        found += _topics(connection, settings, source, stopped)
-        found += _gaps(connection, settings, source, positions, stopped)
+        try:
+            tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
+        except Refused:
+            tables = ()  # preflight reports it
+        found += _topics(settings, tables)
+        found += _gaps(connection, settings, source, positions, tables)
         if not found:
-            found += _unrecorded(connection, settings, source, sources, stopped)
+            found += _unrecorded(connection, settings, source, sources, stopped, tables)
     if not is_standby(connection):
         found += preflight.of_commits(connection, source, name)
     return found
@@ -107,6 +113,25 @@ def contradicted_patterns(connection: psycopg.Connection[Any], settings: Setting
             f"{counted} another gitlab schema by a pattern of table_schemas than by the dictionary",
             tuple(label_line(table, label) for table, label in found.items()),
             f"if the dictionary is right, add them under [databases.{source}.table_schemas], where a name wins",
+        )
+
+
+def partial_updates(connection: psycopg.Connection[Any], settings: Settings, source: str) -> Iterator[Advice]:
+    """Yield the captured tables whose updates lack the old row, which some programs need."""
+    try:
+        tables = captured_tables(connection, source, settings.database(source), settings.prefix)
+    except Refused:
+        return  # preflight reports it
+    if names := [table.name for table in tables if not (table.upserts or table.whole_old_rows)]:
+        counted = "1 captured table lacks" if len(names) == 1 else f"{len(names)} captured tables lack"
+        more = (f"and {len(names) - _SHOWN} more",) if len(names) > _SHOWN else ()
+        yield Advice(
+            f"databases.{source}",
+            f"updates of {counted} the old row, or a part of it, by the replica identity",
+            (*names[:_SHOWN], *more),
+            "migrations, and sinks that write a row by its key, do not need it; for Flink's debezium-avro-confluent add"
+            f" the tables to upsert_tables under [databases.{source}]; for programs that compare old and new row run"
+            " ALTER TABLE … REPLICA IDENTITY FULL (docs/how-to/reading-with-other-tools.md)",
         )
 
 
@@ -157,17 +182,10 @@ def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Findin
         yield Finding(f"slot {slot} sends no new changes: {', '.join(away)}", standbys.REMEDY)
 
 
-def _topics(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, stopped: Mapping[str, SnapshotState]
-) -> Iterator[Finding]:
+def _topics(settings: Settings, tables: Sequence[CapturedTable]) -> Iterator[Finding]:
     """Yield the topics that would lose records they have to keep."""
-    database = settings.database(source)
-    try:
-        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
-    except Refused:
-        return  # preflight reports it
     state = positions_topic(settings.prefix), schemas_topic(settings.prefix)
-    for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state):
+    for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state) if tables else ():
         yield Finding(each.problem, each.remedy)
 
 
@@ -176,15 +194,10 @@ def _gaps(
     settings: Settings,
     source: str,
     positions: Positions,
-    stopped: Mapping[str, SnapshotState],
+    tables: Sequence[CapturedTable],
 ) -> Iterator[Finding]:
     """Yield the gap that a start would refuse, with its remedy."""
-    database = settings.database(source)
-    name = slots.slot_name(settings, source, database)
-    try:
-        tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
-    except Refused:
-        tables = ()  # preflight reports it
+    name = slots.slot_name(settings, source, settings.database(source))
     deadline = time.monotonic() + _SETTLED_SECONDS
     while True:
         try:
@@ -210,6 +223,7 @@ def _unrecorded(
     source: str,
     sources: Mapping[str, SourceState],
     stopped: Mapping[str, SnapshotState],
+    tables: Sequence[CapturedTable],
 ) -> Iterator[Finding]:
     """Yield what else a start would refuse: a table whose topic cannot be continued, or that another database owns."""
     database = settings.database(source)
@@ -219,7 +233,6 @@ def _unrecorded(
             f"table {each.table} is stopped ({each.stopped}), and its topic lacks changes",
             f"fix the cause if possible, then re-snapshot it with `headrace snapshot {each.table} --from-scratch`",
         )
-    tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
     captured = {table.name for table in tables}
     for each in state.snapshots.values():
         if each.stopped and each.table in captured:

@@ -6,6 +6,7 @@ confirmation, the slot resends changes that the position shows as published.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -70,6 +71,9 @@ class Commits:
         self._requests = requests
         self._watch = watch
         self._slot_monitor = slot_monitor
+        self._unobserved = 0
+        """Events published since the last observation of their latency."""
+        self._observed_ms = capture.commit_ms
 
     @property
     def pending(self) -> bool:
@@ -152,6 +156,12 @@ class Commits:
     def _count(self) -> None:
         source, capture = self._identity.source, self._capture
         metrics.PUBLISHED.labels(source).inc(capture.published)
+        self._unobserved += capture.published
+        if self._unobserved and capture.commit_ms != self._observed_ms:  # part of a transaction waits for its end
+            latency = max(0.0, time.time() - capture.commit_ms / 1000)  # by the clocks of two servers
+            metrics.PUBLISH_LATENCY.observe(source, latency, self._unobserved)
+            self._unobserved = 0
+        self._observed_ms = capture.commit_ms
         metrics.CONFIRMED_LSN.labels(source).set(capture.confirmed)
         metrics.COMMIT_TIME.labels(source).set(capture.commit_ms / 1000)
 

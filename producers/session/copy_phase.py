@@ -116,15 +116,17 @@ def choose(
     while not stop.is_set():
         snapshot = current_moment(connection).snapshot
         visible = unseen.visible_in(snapshot)
-        waiting = [feed for feed in feeds if feed.copying and feed.readable]
-        ready = [feed for feed in waiting if turns.ready(feed)]
-        if waiting and not ready:
-            return Choice(None, waits=True)
-        for feed in ready:
-            if visible and (feed.rows_due or feed.state.not_before <= snapshot.xmin):
-                return Choice(feed)
+        waiting = (feed for feed in feeds if feed.copying and feed.readable)
+        found, ready = False, False
+        # Not all of a thousand tables for each one that is copied: the first that may be read ends the search.
+        for feed in waiting:
+            found = True
+            if turns.ready(feed):
+                ready = True
+                if visible and (feed.rows_due or feed.state.not_before <= snapshot.xmin):
+                    return Choice(feed)
         if not ready:
-            break
+            return Choice(None, waits=found)
         if visible or time.monotonic() > deadline:
             lines.info("snapshot waiting for running transactions", xmin=snapshot.xmin)
             return Choice(None, waits=visible)

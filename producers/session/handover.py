@@ -193,7 +193,7 @@ def find(
     state = sources.get(source, SourceState())
     if instance is not None and state.stream is not None and state.stream.instance != instance:
         raise Fenced(f"another producer of {source} took over: {state.stream.instance}")
-    server = resume.server_wal(connection, settings.database(source).dsn.get_secret_value(), state.stream)
+    server = resume.server_wal(connection, state.stream)
     found = source_scope(source, tables, sources, control.owners(connection))
     # State from before schemas came back belongs to a lost server that continued after its copy's promotion.
     known = found.of(state)

@@ -2,7 +2,8 @@
 
 The stream pauses during a copy phase, which reads chunks, and catches up in a stream phase, so that the slot never
 retains more than a set amount of WAL. Each phase's records are in Kafka, with the position, before the other begins.
-After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk again.
+After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk again, or small
+tables of together less than a tenth of one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -18,6 +19,8 @@ import psycopg
 from infra.postgres.connect import one_line, translated
 from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log, metrics
+from infra.service.service_state import THIS
+from infra.settings.database_login import Address
 from infra.settings.model import SnapshotSettings
 from infra.state.positions import SnapshotState
 from producers.publish.capture import Capture
@@ -52,6 +55,9 @@ class Timing:
 
 USUAL: Final = Timing()
 
+_SMALL: Final = 1 << 20
+"""Bytes of COPY that whole small tables may have together before they are committed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -62,7 +68,7 @@ class Parts:
     """
 
     source: str
-    dsn: str = field(repr=False)
+    address: Address
     settings: SnapshotSettings
     sql: psycopg.Connection[Any]
     stream: ReplicationStream
@@ -95,10 +101,12 @@ class Session:
         self._heartbeat_due = 0.0
         self._waits = False
         self._restart: Restart | None = None
+        self._small: list[tuple[TableFeed, Copied, float]] = []
+        """Chunks that were read and are not committed, each with the time at which its reading began."""
 
     def work(self) -> Restart | None:
         """Copy and stream until stopped or until another session has to begin; everything read is committed."""
-        with translated(self._parts.dsn):
+        with translated(self._parts.address):
             while self._running:
                 if self._copying:
                     self._waits = False
@@ -124,34 +132,55 @@ class Session:
         # A quarter of the limit: the slot releases WAL some time after it is confirmed, and WAL keeps growing.
         bound = self._parts.settings.max_retained_wal_mb << 18
         while self._running and time.monotonic() < deadline:
+            THIS.advance()
             choice = self._parts.choose()
             self._waits = choice.waits
             if choice.feed is None:
-                return
+                break
             try:
                 lsn = self._copy_chunk(choice.feed)
             except (TableBusy, psycopg.errors.LockNotAvailable) as error:
                 self._parts.turns.set_aside(choice.feed, one_line(error))
                 continue
             if lsn is None or lsn - self._capture.confirmed > bound:
-                return
+                break
+        if self._small and self._restart is None:
+            self._commit_chunks()
 
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
         """Copy the next chunk; return the WAL position after it, or None when the table cannot be read any further."""
-        parts = self._parts
+        parts, began = self._parts, time.monotonic()
         try:
             copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
-            self._commit([(feed.table.name, feed.state)])
+            self._commit_chunks([(feed.table.name, feed.state)])
             return None
         if copied is None:
             return None
-        self._commit([(feed.table.name, feed.state)])
-        counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
-        counter.labels(parts.source, feed.table.name).inc(copied.rows)
-        parts.copy_log.copied(feed, copied)
+        self._small.append((feed, copied, began))
+        rows = sum(each.rows for _, each, _ in self._small)
+        # Small tables share a Kafka transaction, whose commit takes longer than their rows.
+        if (
+            feed.copying
+            or rows >= parts.settings.chunk_rows // 10
+            or sum(each.size for _, each, _ in self._small) >= _SMALL
+        ):
+            self._commit_chunks()
         return copied.lsn
+
+    def _commit_chunks(self, stopped: Sequence[tuple[str, SnapshotState]] = ()) -> None:
+        """Commit the chunks that were read since the last commit, each with its table's state, and `stopped` tables."""
+        chunks, self._small = self._small, []
+        self._commit([*((feed.table.name, feed.state) for feed, _, _ in chunks), *stopped])
+        source = self._parts.source
+        for feed, copied, began in chunks:
+            counter = metrics.COMPLETED if copied.by_key else metrics.COPIED
+            counter.labels(source, feed.table.name).inc(copied.rows)
+            metrics.CHUNK_TIME.labels(source).observe(time.monotonic() - began)
+            metrics.CHUNKS.labels(source, feed.table.name).set(max(feed.state.chunks, feed.state.chunks_done))
+            metrics.CHUNKS_DONE.labels(source, feed.table.name).set(feed.state.chunks_done)
+            self._parts.copy_log.copied(feed, copied)
 
     def _stream_phase(self, until: Lsn | None, seconds: float = 0) -> None:
         """Publish the stream's changes until stopped, or until it has passed `until` and `seconds` have elapsed.
@@ -164,6 +193,7 @@ class Session:
         committed = time.monotonic()
         enough = committed + seconds
         while self._running:
+            THIS.advance()
             pending = self._commits.pending
             messages = self._parts.incoming.read(timing.frames, 0 if pending else 0.2)
             for message in messages:

@@ -79,11 +79,10 @@ def open_session(start: Start, kind: type[Session] = Session) -> Iterator[Sessio
     Raises preflight's errors, SilentGap, HandoverAwaited, OwnershipMoved, Fenced, and Unavailable.
     """
     settings, database = start.settings, start.settings.database(start.source)
-    dsn = database.dsn.get_secret_value()
     with ExitStack() as opened:
         clients.ensure_reachable(settings.kafka)
-        sql = opened.enter_context(connect(dsn, name=f"produce {start.source}", reading=True))
-        with translated(dsn), bounded(sql, start.stop):
+        sql = opened.enter_context(connect(database.address, name=f"produce {start.source}", reading=True))
+        with translated(database.address), bounded(sql, start.stop):
             session = _open(start, sql, opened, kind)
         yield session
 
@@ -165,15 +164,15 @@ def _reading(
 ) -> Parts:
     """Take over the slot, and return the session's parts."""
     source, database = start.source, start.settings.database(start.source)
-    lines, dsn = log.get(**{log.SOURCE: source}), database.dsn.get_secret_value()
+    lines = log.get(**{log.SOURCE: source})
     spills = opened.enter_context(SpillDirectory(database.spill_directory))
-    stream = take_slot(sql, dsn, source, slot, database.publication, capture.confirmed, start.stop)
+    stream = take_slot(sql, database.address, source, slot, database.publication, capture.confirmed, start.stop)
     opened.callback(stream.close)
     sql.execute(_PATIENCE)
     turns = Turns(lines)
     return Parts(
         source=source,
-        dsn=dsn,
+        address=database.address,
         settings=database.snapshot,
         sql=sql,
         stream=stream,

@@ -44,7 +44,6 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
     """
     database = settings.database(source)
     alone = database.model_copy(update={"tables": (request.table,)})
-    dsn = database.dsn.get_secret_value()
     state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
     recorded = state.snapshots.get(request.table)
     if state.stream is None:
@@ -58,7 +57,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
         if held is not None:
             # A running producer may have advanced it since the record was read.
             held = replace(held, confirmed_flush=None)
-        resume.refuse_gaps(state, held, slot, resume.server_wal(connection, dsn, state.stream))
+        resume.refuse_gaps(state, held, slot, resume.server_wal(connection, state.stream))
         publication = read_publication(connection, database.publication)
         resume.refuse_other_publication(source, database.publication, state, publication)
         if (

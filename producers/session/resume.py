@@ -8,10 +8,9 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from infra.kafka.topics import partition_counts, with_records
-from infra.postgres.connect import connect
+from infra.postgres.connect import another, connect
 from infra.settings.model import Settings
 from infra.state.positions import SnapshotState, SourceState, StreamState
 from producers.publish.table_publisher import spread
@@ -47,7 +46,7 @@ class ServerWal:
     parted: Mapping[int, Lsn]
 
 
-def server_wal(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerWal:
+def server_wal(connection: psycopg.Connection[Any], recorded: StreamState | None) -> ServerWal:
     """Return the WAL state of a primary; its timeline history is queried only when `recorded` needs it."""
     row = connection.execute(
         "SELECT ('x' || left(pg_walfile_name(lsn), 8))::bit(32)::int, lsn::text FROM pg_current_wal_insert_lsn() lsn"
@@ -56,14 +55,14 @@ def server_wal(connection: psycopg.Connection[Any], dsn: str, recorded: StreamSt
     timeline, written = int(row[0]), parse_lsn(row[1])
     parted: Mapping[int, Lsn] = {}
     if recorded is not None and recorded.timeline not in (0, timeline) and timeline > 1:
-        parted = _history(dsn, timeline)
+        parted = _history(connection, timeline)
     return ServerWal(system_identifier(connection), timeline, written, parted)
 
 
-def _history(dsn: str, timeline: int) -> dict[int, Lsn]:
+def _history(connection: psycopg.Connection[Any], timeline: int) -> dict[int, Lsn]:
     """Return earlier timeline → where it was left; only a replication connection can query that."""
-    with connect(make_conninfo(dsn, replication="database"), name="history") as connection:
-        row = connection.execute(sql.SQL("TIMELINE_HISTORY {}").format(timeline)).fetchone()
+    with connect(another(connection, replication="database"), name="history") as replication:
+        row = replication.execute(sql.SQL("TIMELINE_HISTORY {}").format(timeline)).fetchone()
     assert row is not None
     text = row[1] if isinstance(row[1], str) else bytes(row[1]).decode()
     fields = (line.split() for line in text.splitlines() if line[:1].isdigit())

@@ -9,7 +9,8 @@ import uuid
 from typing import Final
 
 from infra.kafka import clients
-from infra.service import log
+from infra.service import interrupts, log
+from infra.service.service_state import DATABASE, HANDOVER, KAFKA, THIS
 from infra.settings.model import Settings
 from producers.session import handover, opening
 from producers.session.commits import Restart
@@ -39,6 +40,7 @@ def produce(settings: Settings, source: str, stop: threading.Event, timing: Timi
     worked = False
     unfit: set[str] = set()
     while not stop.is_set():
+        THIS.rest()
         start = Start(
             settings,
             source,
@@ -57,7 +59,9 @@ def produce(settings: Settings, source: str, stop: threading.Event, timing: Timi
                 else:
                     worked, attempt = True, 0
                     unfit.clear()
-                    restart = session.work()
+                    THIS.working()
+                    with interrupts.finishing():  # what was read is committed
+                        restart = session.work()
             if restart is not None:
                 _log_restart(lines, restart)
         except Interrupted:
@@ -68,13 +72,21 @@ def produce(settings: Settings, source: str, stop: threading.Event, timing: Timi
             awaited = isinstance(error, handover.HandoverAwaited)
             if not worked and not awaited and not isinstance(error, BrokerUnavailable):
                 raise
+            THIS.away(_what(error), error.problem)
             pause = _BACKOFF[min(attempt, 1 if awaited else len(_BACKOFF) - 1)]
             lines.warning("waiting for a server", **{log.REASON: error.problem}, seconds=pause)
             attempt += 1
             if not isinstance(error, DatabaseUnavailable):
-                slot_monitor.look_over_new_connection(settings.database(source).dsn.get_secret_value())
+                slot_monitor.look_over_new_connection(settings.database(source).address)
             stop.wait(pause)
     lines.info("stopped")
+
+
+def _what(error: Unavailable) -> str:
+    """Return what a source waits for."""
+    if isinstance(error, BrokerUnavailable):
+        return KAFKA
+    return DATABASE if isinstance(error, DatabaseUnavailable) else HANDOVER
 
 
 def _log_restart(lines: log.Log, restart: Restart) -> None:

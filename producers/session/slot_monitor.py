@@ -17,6 +17,7 @@ import psycopg
 
 from infra.postgres.connect import connect, translated
 from infra.service import log, metrics
+from infra.settings.database_login import Where
 from infra.settings.model import Settings
 from infra.state.positions import StreamState
 from producers.source import slots
@@ -276,6 +277,9 @@ class SlotMonitor:
         self._growth.add(reading.at, reading.written)
         found = forecast(reading, self.rate)
         metrics.RETAINED_WAL.labels(self._source).set(found.retained_bytes)
+        metrics.CATALOG_XMIN_AGE.labels(self._source).set(reading.slot.catalog_xmin_age or 0)
+        if passed is not None:
+            metrics.LAG_BYTES.labels(self._source).set(max(0, reading.written - passed))
         if found.retained_bytes > self._bound // 4:
             self._help(connection)
         if found.at_risk and time.monotonic() >= self._warned + _WARN_EVERY_SECONDS:
@@ -298,10 +302,10 @@ class SlotMonitor:
         if self._may_help:
             connection.execute(_HELP)
 
-    def look_over_new_connection(self, dsn: str) -> None:
+    def look_over_new_connection(self, where: Where) -> None:
         """Look at the slot over a new connection, while its producer waits for another server."""
         try:
-            with connect(dsn, name=f"guard {self._source}", reading=True) as connection, translated(dsn):
+            with connect(where, name=f"guard {self._source}", reading=True) as connection, translated(where):
                 self.look(connection)
         except HeadraceError as error:
             self._log.debug("slot state not available", **{log.REASON: error.problem})

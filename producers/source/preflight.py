@@ -10,7 +10,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from infra.postgres.server_provider import provider_of
 from infra.settings.model import DatabaseSettings
+from infra.settings.providers import Provider
 from infra.state.positions import SnapshotState
 from producers.source import slots, synchronous_commits
 from producers.source.publication import read_publication, refuse_foreign, wanted_tables
@@ -24,7 +26,8 @@ SELECT current_setting('server_version_num')::int AS version,
        current_setting('max_slot_wal_keep_size') AS keep_size,
        pg_is_in_recovery() AS standby,
        current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots) AS free_slots,
-       r.rolreplication OR r.rolsuper AS may_replicate,
+       r.rolreplication OR r.rolsuper OR EXISTS (
+           SELECT 1 FROM pg_roles g WHERE g.rolname = %s AND pg_has_role(g.oid, 'MEMBER')) AS may_replicate,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
        EXISTS (SELECT 1 FROM pg_publication WHERE pubname = %s) AS published,
        r.rolname AS role, current_database() AS database
@@ -77,7 +80,8 @@ def _of_server(
     connection: psycopg.Connection[Any], source: str, settings: DatabaseSettings, slot: str
 ) -> Iterator[Finding]:
     with connection.cursor(row_factory=dict_row) as cursor:
-        server = cursor.execute(_SERVER, (settings.publication,)).fetchone()
+        provider = provider_of(connection, settings)
+        server = cursor.execute(_SERVER, (provider.replication_role, settings.publication)).fetchone()
     assert server is not None
     state = slots.read(connection, slot)
     if server["version"] < 140_000:
@@ -85,19 +89,15 @@ def _of_server(
     if server["standby"]:
         yield Finding("the server is a standby", "point the dsn at the primary")
     if server["wal_level"] != "logical":
-        yield Finding(
-            f"wal_level is {server['wal_level']}, not logical",
-            "run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL",
-        )
+        yield Finding(f"wal_level is {server['wal_level']}, not logical", provider.logical)
     if not server["may_replicate"]:
-        yield Finding(f"role {server['role']} lacks REPLICATION", f'run ALTER ROLE "{server["role"]}" REPLICATION')
+        yield Finding(f"role {server['role']} may not replicate", provider.replicating(server["role"]))
     if server["keep_size"] == "-1" and not settings.allow_unlimited_wal:
         yield Finding(
             "max_slot_wal_keep_size is unlimited, so a stopped producer could fill the server's disk",
-            "set a limit with ALTER SYSTEM SET max_slot_wal_keep_size,"
-            f" or accept it with databases.{source}.allow_unlimited_wal = true",
+            provider.keep_size.format(source=source),
         )
-    yield from _of_slot(source, slot, state, server)
+    yield from _of_slot(source, slot, state, server, provider)
     if not server["published"] and not server["may_create"]:
         yield Finding(
             f"publication {settings.publication} does not exist and role {server['role']} may not create it",
@@ -105,9 +105,11 @@ def _of_server(
         )
 
 
-def _of_slot(source: str, slot: str, state: slots.SlotState | None, server: dict[str, Any]) -> Iterator[Finding]:
+def _of_slot(
+    source: str, slot: str, state: slots.SlotState | None, server: dict[str, Any], provider: Provider
+) -> Iterator[Finding]:
     if state is None and server["free_slots"] < 1:
-        yield Finding("every replication slot is in use", "raise max_replication_slots and restart PostgreSQL")
+        yield Finding("every replication slot is in use", provider.slots)
     if state is not None and state.plugin != slots.PLUGIN:
         yield Finding(
             f"slot {slot} uses plugin {state.plugin}, not {slots.PLUGIN}",

@@ -35,8 +35,7 @@ SELECT p.oid::text || '.' || p.xmin::text || coalesce(
         FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE r.prpubid = p.oid AND coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NULL
-          AND NOT (p.pubviaroot AND c.relkind = 'p')
-          AND (%(oids)s::oid[] IS NULL OR r.prrelid = ANY(%(oids)s::oid[]))) AS tables
+          AND NOT (p.pubviaroot AND c.relkind = 'p') {of_tables}) AS tables
 FROM pg_catalog.pg_publication p WHERE p.pubname = %(name)s
 """
 """Reads the catalog, since the view pg_publication_tables opens the tables and waits for locked ones.
@@ -44,6 +43,9 @@ FROM pg_catalog.pg_publication p WHERE p.pubname = %(name)s
 Column lists and row filters exist from 15 on, pubgencols from 18 on: these columns are looked up by name. A partitioned
 table published via its root does not count.
 """
+_ALL: Final = _PUBLICATION.format(of_tables="")
+_SOME: Final = _PUBLICATION.format(of_tables="AND r.prrelid = ANY(%(oids)s::oid[])")
+"""A statement of its own: with a condition on the parameter PostgreSQL would read all tables for each single one."""
 
 _IS_THERE: Final = """
 SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -96,9 +98,9 @@ def read_publication(
     connection: psycopg.Connection[Any], name: str, oids: Collection[int] | None = None
 ) -> Publication | None:
     """Return the publication of that name, None if it does not exist; with `oids`, only these tables."""
-    asked = {"name": name, "oids": None if oids is None else list(oids), "ownership": ".".join(OWNERSHIP)}
+    asked = {"name": name, "oids": list(oids or ()), "ownership": ".".join(OWNERSHIP)}
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(_PUBLICATION, asked).fetchone()
+        row = cursor.execute(_ALL if oids is None else _SOME, asked).fetchone()
     if row is None:
         return None
     # If kinds of changes are omitted, no table is published completely.

@@ -16,10 +16,9 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import errors, sql
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from infra.postgres.connect import connect
+from infra.postgres.connect import another, connect
 from infra.service import log
 from infra.service.signals import bounded
 from infra.settings.model import DatabaseSettings, Settings
@@ -37,7 +36,8 @@ _ALTER_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
 
 _READ: Final = """
-SELECT s.*, EXISTS (SELECT FROM pg_stat_replication r WHERE r.pid = s.active_pid) AS streaming
+SELECT s.*, age(s.catalog_xmin) AS catalog_xmin_age,
+       EXISTS (SELECT FROM pg_stat_replication r WHERE r.pid = s.active_pid) AS streaming
   FROM pg_replication_slots s WHERE s.slot_name = %s
 """
 """The complete row, since its columns differ between versions."""
@@ -66,7 +66,8 @@ class SlotState:
     send what is written meanwhile, and is dropped if that process fails. `streaming`: its active process is a
     walsender, not a SQL function. A `temporary` slot is dropped with its session or at a restart of the server; on a
     standby it is one whose synchronization is not complete. A `two_phase` slot sends a prepared transaction before it
-    commits.
+    commits. `catalog_xmin_age` is the number of transactions since the oldest one whose catalog rows VACUUM has to keep
+    for the slot, None without one.
     """
 
     slot: str
@@ -85,6 +86,7 @@ class SlotState:
     temporary: bool = False
     streaming: bool = False
     two_phase: bool = False
+    catalog_xmin_age: int | None = None
 
     @property
     def ready(self) -> bool:
@@ -224,9 +226,8 @@ def ensure_failover(connection: psycopg.Connection[Any], slot: str) -> bool:
     if connection.info.server_version < _FAILOVER_SINCE or state is None or state.failover or state.active_pid:
         return False
     # Only a replication connection can.
-    dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, replication="database")
     command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot))
-    with connect(dsn, name=f"slot {slot}") as replication:
+    with connect(another(connection, replication="database"), name=f"slot {slot}") as replication:
         # If another process has started reading it by now, the server waits for that to end.
         with bounded(replication, threading.Event(), seconds=_ALTER_SECONDS):
             replication.execute(command)
@@ -256,6 +257,7 @@ def read(connection: psycopg.Connection[Any], slot: str) -> SlotState | None:
         temporary=row["temporary"],
         streaming=row["streaming"],
         two_phase=bool(row.get("two_phase")),
+        catalog_xmin_age=row["catalog_xmin_age"],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -11,11 +11,12 @@ import psycopg
 from psycopg.rows import dict_row
 
 from infra.postgres.connect import one_line
-from infra.postgres.key_order import Operators, key_order
+from infra.postgres.key_order import Operators
 from infra.settings.model import DatabaseSettings
 from infra.settings.table_labels import TableLabels
 from producers.source import partitions
 from producers.source.partitions import Partitions
+from producers.source.table_keys import TableKey, order_of, read_columns, read_keys
 from schemas.errors import PreflightFailed
 from schemas.events import Column, Relation
 from schemas.topics import table_topic
@@ -47,44 +48,9 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
 ORDER BY 2, 3
 """
 
-_COLUMNS = """
-SELECT a.attname AS name, a.atttypid::bigint AS type_oid, a.atttypmod AS type_modifier
-FROM pg_attribute a
-WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-ORDER BY a.attnum
-"""
-
-_GENERATED = "SELECT attname::text FROM pg_attribute WHERE attrelid = %s AND attgenerated <> '' AND NOT attisdropped"
-
 _IS_CALLED = """
 SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = %s AND n.nspname = %s AND c.relname = %s
-"""
-
-_UNIQUE = """
-SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
-             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-             WHERE k.n <= i.indnkeyatts ORDER BY k.n) AS columns
-FROM pg_index i
-WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
-  AND i.indpred IS NULL AND i.indexprs IS NULL
-  AND NOT EXISTS (SELECT 1 FROM unnest(i.indkey) WITH ORDINALITY k(attnum, n)
-                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                  WHERE k.n <= i.indnkeyatts
-                    AND (NOT a.attnotnull
-                         OR EXISTS (SELECT FROM pg_constraint c
-                                    WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND NOT c.convalidated
-                                      AND a.attnum = ANY(c.conkey))))
-"""
-"""Unique indexes over NOT NULL columns, without those of deferrable constraints: rows may swap keys in between.
-
-A column whose NOT NULL constraint is NOT VALID (PostgreSQL 18) may be null in older rows.
-"""
-
-_NOT_VALIDATED = """
-SELECT a.attname::text, c.conname::text
-FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
-WHERE c.conrelid = %s AND c.contype = 'n' AND NOT c.convalidated AND a.attname = ANY(%s)
 """
 
 
@@ -94,10 +60,6 @@ class MissingTable(PreflightFailed):
 
 class UnusableName(PreflightFailed):
     """Rename it, or remove the table from databases.<name>.tables."""
-
-
-class UnusableKey(PreflightFailed):
-    """Give the table a primary key, or name unique not-null columns in databases.<name>.keys."""
 
 
 class PartitionTwice(PreflightFailed):
@@ -140,11 +102,22 @@ class CapturedTable:
     """Why the role may not read its rows now, None if it may; the stream has its changes either way."""
     partitions: Partitions = field(compare=False, default_factory=Partitions)
     """Its partitions before any row was read."""
+    database: str = field(compare=False, default="")
+    """PostgreSQL's name of the database."""
+    upserts: bool = field(compare=False, default=False)
+    """Whether an update without a whole old row is published as `r`."""
 
     @property
     def name(self) -> str:
         """`schema.table`."""
         return self.relation.qualified_name
+
+    @property
+    def whole_old_rows(self) -> bool:
+        """Whether the WAL has the whole old row of each update and delete."""
+        if self.partitioned:
+            return all(each.identity is None for each in self.partitions.by_oid.values())
+        return self.relation.replica_identity == "f"
 
 
 def captured_tables(
@@ -169,6 +142,12 @@ def captured_tables(
     by_name = {f"{each['schema']}.{each['table']}": each for each in found}
     patterns = tuple(pattern for pattern in settings.tables if pattern not in leave_out)
     chosen = sorted(set(_chosen(patterns, by_name, database)) - set(leave_out))
+    for pattern in settings.upsert_tables:
+        if not any(name == pattern or fnmatchcase(name, pattern) for name in {*chosen, *leave_out}):
+            raise MissingTable(
+                f"databases.{database}.upsert_tables names {pattern}, but no such table is captured",
+                remedy=f"correct it, or add the table to databases.{database}.tables",
+            )
     for each in found:
         # Names are `schema.table` everywhere else, and schema a with table "b.c" would have the same one.
         if "." in each["schema"] and (name := f"{each['schema']}.{each['table']}") in chosen:
@@ -180,17 +159,43 @@ def captured_tables(
             if oid in captured and oid != table["oid"]:
                 raise PartitionTwice(f"table {name} is a partition of {captured[oid]}, which is captured too")
     labels = TableLabels(database, settings).of_all(chosen)
+    described = _described(connection, {name: by_name[name] for name in chosen}, settings)
     return tuple(
-        _captured(connection, name, by_name[name], database, settings, prefix, labels[name]) for name in chosen
+        _captured(connection, name, by_name[name], database, prefix, labels[name], described[name]) for name in chosen
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A table's key, what the catalog says of it, its partitions, which were read before, and its `upserts`."""
+
+    key: tuple[str, ...]
+    found: TableKey
+    partitions: Partitions
+    upserts: bool
+
+
+def _described(
+    connection: psycopg.Connection[Any], chosen: Mapping[str, Mapping[str, Any]], settings: DatabaseSettings
+) -> dict[str, _Described]:
+    """Return table → description, of all in a few queries."""
+    keys = {
+        table["oid"]: settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
+        for name, table in chosen.items()
+    }
+    parts = partitions.read_partitions(connection, [each["oid"] for each in chosen.values() if each["partitioned"]])
+    found = read_keys(connection, keys)
+    return {
+        name: _Described(keys[oid], found[oid], parts.get(oid, Partitions()), settings.upserts(name))
+        for name, oid in ((name, table["oid"]) for name, table in chosen.items())
+    }
 
 
 def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
     """Return the table's columns as this transaction sees them, None if it was dropped or renamed."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        if cursor.execute(_IS_CALLED, (oid, like.schema, like.table)).fetchone() is None:
-            return None
-        columns = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (oid,)).fetchall())
+    if connection.execute(_IS_CALLED, (oid, like.schema, like.table)).fetchone() is None:
+        return None
+    columns, _ = read_columns(connection, [oid]).get(oid, ((), frozenset()))
     if not columns:
         return None
     return Relation(oid, like.schema, like.table, like.replica_identity, columns, like.identity_columns)
@@ -216,22 +221,17 @@ def _captured(
     name: str,
     table: Mapping[str, Any],
     database: str,
-    settings: DatabaseSettings,
     prefix: str,
     gitlab_schema: str,
+    described: _Described,
 ) -> CapturedTable:
-    key = settings.keys.get(name) or tuple(table["primary_key"]) or tuple(table["identity_index"])
+    key, found, parts_now = described.key, described.found, described.partitions
     replica_identity, identity = table["replica_identity"], _identity(table)
-    parts = partitions.read_partitions(connection, [table["oid"]] if table["partitioned"] else [])
-    parts_now = parts.get(table["oid"], Partitions())
     if table["partitioned"]:
         # It has no rows; each partition has its own identity.
         has_key = table["immediate"] and set(key) <= set(table["primary_key"])
         replica_identity, identity = ("d", tuple(table["primary_key"])) if has_key else ("f", None)
-    with connection.cursor(row_factory=dict_row) as cursor:
-        described = tuple(Column(**each) for each in cursor.execute(_COLUMNS, (table["oid"],)).fetchall())
-    columns = {column.name: column for column in described}
-    order = _order(connection, database, name, table["oid"], key, columns)
+    order = order_of(connection, database, name, table["oid"], key, found)
     if identity is not None and (hidden := [column for column in key if column not in identity]):
         raise IncompleteIdentity(f"the replica identity of table {name} leaves out key column {hidden[0]}")
     if (reason := partitions.obstacle(parts_now.by_oid.values(), key)) is not None:
@@ -241,56 +241,23 @@ def _captured(
         table["schema"],
         table["table"],
         replica_identity,
-        described,
-        tuple(name for name in columns if identity is None or name in identity),
+        found.columns,
+        tuple(column.name for column in found.columns if identity is None or column.name in identity),
     )
     return CapturedTable(
         relation,
         gitlab_schema,
         table_topic(prefix, gitlab_schema, database, table["schema"], table["table"]),
         key,
-        all(_comparable(columns[name], operators) for name, operators in zip(key, order, strict=True)),
+        _all_comparable(found.columns, key, order),
         table["estimated_rows"],
         table["partitioned"],
         order,
         connection.info.parameter_status("server_encoding") or "UTF8",
         _hidden(name, table),
         parts_now,
-    )
-
-
-def _order(
-    connection: psycopg.Connection[Any],
-    database: str,
-    name: str,
-    oid: int,
-    key: tuple[str, ...],
-    columns: Collection[str],
-) -> tuple[Operators, ...]:
-    """Return the operators that compare the key of a table; raises UnusableKey if it is not a key."""
-    if not key:
-        raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
-    generated = {column for (column,) in connection.execute(_GENERATED, (oid,))}
-    if left_out := [column for column in key if column in generated]:
-        raise UnusableKey(
-            f"key column {left_out[0]} of table {name} is generated, and generated columns are not captured"
-        )
-    if unknown := [column for column in key if column not in columns]:
-        raise UnusableKey(f"databases.{database}.keys names column {unknown[0]}, which table {name} does not have")
-    order = key_order(connection, oid, key)
-    unique = [set(found) for (found,) in connection.execute(_UNIQUE, (oid,))]
-    if set(key) in unique and order is not None:
-        return order
-    doubtful = connection.execute(_NOT_VALIDATED, (oid, list(key))).fetchone()
-    if doubtful is not None:
-        raise UnusableKey(
-            f"key column {doubtful[0]} of table {name} has a NOT NULL constraint that is NOT VALID: rows may have null"
-            " there",
-            remedy=f'give those rows a value, then run ALTER TABLE {name} VALIDATE CONSTRAINT "{doubtful[1]}"',
-        )
-    raise UnusableKey(
-        f"the key ({', '.join(key)}) of table {name} has no unique index over NOT NULL columns"
-        " (a deferrable constraint's does not count)"
+        connection.info.dbname,
+        described.upserts,
     )
 
 
@@ -322,8 +289,12 @@ def _identity(table: Mapping[str, Any]) -> tuple[str, ...] | None:
             return ()
 
 
-def _comparable(column: Column, operators: Operators) -> bool:
-    return operators.in_bytes and column.type_oid in {*_INTEGERS, _UUID, *_TEXTS}
+def _all_comparable(columns: Sequence[Column], key: tuple[str, ...], order: tuple[Operators, ...]) -> bool:
+    types = {column.name: column.type_oid for column in columns}
+    return all(
+        operators.in_bytes and types[name] in {*_INTEGERS, _UUID, *_TEXTS}
+        for name, operators in zip(key, order, strict=True)
+    )
 
 
 def comparable_key(table: CapturedTable, texts: tuple[bytes, ...]) -> tuple[int | bytes, ...]:

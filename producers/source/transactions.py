@@ -9,9 +9,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
-from infra.postgres.connect import connect
+from infra.postgres.connect import another, connect
 from schemas.errors import HeadraceError
 
 _LOOK_SECONDS: Final = 1.0
@@ -48,7 +47,7 @@ class Awaited:
 
     def __init__(self, connection: psycopg.Connection[Any], report: Callable[[str], None]) -> None:
         """`connection` is one to the server; `report` is called with the awaited transactions each time they change."""
-        self._dsn = make_conninfo(connection.info.dsn, password=connection.info.password or None, connect_timeout=2)
+        self._address = another(connection, connect_timeout=2)
         self._report = report
         self._looking: psycopg.Connection[Any] | None = None
         self._looked = 0.0
@@ -76,7 +75,7 @@ class Awaited:
         self._looked = now
         if self._looking is None or self._looking.closed:
             try:
-                self._looking = connect(self._dsn, name="look")
+                self._looking = connect(self._address, name="look")
             except HeadraceError:
                 return  # the waiting session reports the outage itself
         names = blocking(self._looking, pid)

@@ -17,8 +17,10 @@ import psycopg
 from psycopg import pq
 
 from infra.postgres.connect import pinned, translated
+from infra.postgres.passwords import opened
+from infra.settings.database_login import Address, Where
 from producers.stream.frames import Frame, Keepalive, parse, status_update
-from producers.stream.start_command import Streaming, conninfo, start_command
+from producers.stream.start_command import Streaming, for_replication, start_command
 from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
 from schemas.positions import Lsn, format_lsn
 
@@ -87,7 +89,7 @@ class ReplicationStream:
 
     def __init__(
         self,
-        dsn: str,
+        where: Where,
         slot: str,
         publication: str,
         start: Lsn,
@@ -117,7 +119,7 @@ class ReplicationStream:
             messages=options.messages,
             binary=options.binary,
         )
-        self._connection = _connect(conninfo(dsn, options.application_name, options.client_encoding))
+        self._connection = _connect(for_replication(where, options.application_name, options.client_encoding))
         try:
             self._connection.notice_handler = self._notice
             self._set_what_it_relies_on()
@@ -357,13 +359,15 @@ class ReplicationStream:
         )
 
 
-def _connect(dsn: str) -> pq.abc.PGconn:
+def _connect(address: Address) -> pq.abc.PGconn:
+    with translated(address):
+        return opened(address, _connected)
+
+
+def _connected(dsn: str) -> pq.abc.PGconn:
     connection = pq.PGconn.connect(dsn.encode())
     if connection.status != pq.ConnStatus.OK:
-        line = connection.get_error_message()
-        connection.finish()
-        with translated(dsn):
-            raise psycopg.OperationalError(line)
+        raise psycopg.OperationalError(connection.get_error_message(), pgconn=connection)
     return connection
 
 

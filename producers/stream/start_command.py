@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from infra.settings.database_login import Address, Where, address_of
 from producers.source import slots
 from schemas.errors import UsageError
 from schemas.positions import Lsn, format_lsn
@@ -72,13 +74,14 @@ def quote(text: str, mark: str) -> str:
     return f"{mark}{text.replace(mark, mark * 2)}{mark}"
 
 
-def conninfo(dsn: str, application_name: str | None = None, client_encoding: str = "UTF8") -> str:
-    """Return `dsn` for replication; other session settings are set once connected (`infra.postgres.connect`).
+def for_replication(where: Where, application_name: str | None = None, client_encoding: str = "UTF8") -> Address:
+    """Return `where` for replication; other session settings are set once connected (`infra.postgres.connect`).
 
-    Raises UsageError if `dsn` is not valid (without its text, which may contain a password).
+    Raises UsageError if its connection string is not valid (without its text, which may contain a password).
     """
+    address = address_of(where)
     try:
-        given = conninfo_to_dict(dsn)
+        given = conninfo_to_dict(address.dsn)
     except psycopg.ProgrammingError:
         raise UsageError(
             "the dsn is not valid", remedy="write it as postgresql://user@host:port/database"
@@ -88,4 +91,4 @@ def conninfo(dsn: str, application_name: str | None = None, client_encoding: str
         parameters["application_name"] = application_name
     parameters["replication"] = "database"
     parameters["client_encoding"] = client_encoding
-    return make_conninfo("", **parameters)
+    return replace(address, dsn=make_conninfo("", **parameters))

@@ -157,7 +157,7 @@ class Switchover:
 
     @contextmanager
     def _on(self, name: str) -> Iterator[psycopg.Connection[Any]]:
-        with connect.translated(self._settings.database(name).dsn.get_secret_value()):
+        with connect.translated(self._settings.database(name).address):
             yield self._connections[name]
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -382,10 +382,10 @@ def opened(
     with ExitStack() as connections:
         sides = []
         for name in (move.source, move.destination):
-            dsn = settings.database(name).dsn.get_secret_value()
-            connection = connections.enter_context(connect.connect(dsn, name=f"switchover {name}"))
+            address = settings.database(name).address
+            connection = connections.enter_context(connect.connect(address, name=f"switchover {name}"))
             limit.watch(connection)
-            with connect.translated(dsn):
+            with connect.translated(address):
                 # The session's locks and its incomplete slot then end with it.
                 slots.end_with_the_client(connection)
             sides.append(connection)

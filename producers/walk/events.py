@@ -30,7 +30,7 @@ from producers.walk.directory import Found, Repository
 from schemas.avro import key_schema, value_schema
 from schemas.codec.decoder import KeyDecoder
 from schemas.codec.encoder import Encoder
-from schemas.events import Column, Op, Relation
+from schemas.events import Column, Op, Origin, Relation
 from schemas.gitlab_schemas import PRAEFECT
 from schemas.positions import Lsn
 from schemas.wire import split_wire
@@ -62,6 +62,9 @@ RELATION: Final = Relation(
 )
 """The relation of the topic: every value in PostgreSQL's text format."""
 
+CONNECTOR: Final = "gitaly"
+"""The `source.connector` of a walk's events."""
+
 NO_TEXT: Final = "the name is not valid UTF-8, or contains NUL"
 OUTSIDE: Final = "the path leaves the storage"
 
@@ -78,7 +81,7 @@ class Kind(StrEnum):
 
 
 def source_name(virtual_storage: str, storage: str) -> str:
-    """Return the `source.database` of a walk's events: positions order the events of one storage."""
+    """Return the `source.name` of a walk's events: positions order the events of one storage."""
     return f"{virtual_storage}/{storage}"
 
 
@@ -105,7 +108,7 @@ class WalkEncoder:
             RELATION,
             PRAEFECT,
             KEY,
-            database=source_name(virtual_storage, storage),
+            origin=Origin(source_name(virtual_storage, storage), virtual_storage, CONNECTOR),
             key_schema_id=key_id,
             value_schema_id=value_id,
         )

@@ -16,7 +16,7 @@ from typing import Any, Final
 from infra.kafka import clients, topic_requirements
 from infra.kafka.topics import STATE, LogReader, ensure_topic, with_records
 from infra.schema_registry.topic_registry import Registry, open_registry
-from infra.service import log
+from infra.service import interrupts, log
 from infra.settings.model import Settings
 from infra.settings.storage_settings import StorageSettings, VirtualStorageSettings
 from infra.state.positions import SnapshotState, record_key
@@ -232,9 +232,10 @@ class _Walk:
             walk_id=walk_id,
             registered=self._registered,
         )
-        relay.send(self._topic, records)
-        relay.record([(record_key(self._virtual_storage, self._storage), state)])
-        relay.commit()
+        with interrupts.finishing():
+            relay.send(self._topic, records)
+            relay.record([(record_key(self._virtual_storage, self._storage), state)])
+            relay.commit()
 
     def _last_walk(self, positions: str) -> WalkState | None:
         """Return the record of the storage's last walk, None before the first."""

@@ -11,7 +11,6 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
 from schemas.codec.header import HeaderReader
-from schemas.errors import BrokerUnavailable
 
 _RECORDS: Final = 5_000
 _SECONDS: Final = 30.0
@@ -63,4 +62,4 @@ def _to_the_end(client: Consumer, topic: str) -> Iterator[Message]:
             else:
                 raise KafkaException(error)
         if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"Kafka stopped answering while {topic} was read")
+            raise TimeoutError(f"topic {topic} could not be read to its end")

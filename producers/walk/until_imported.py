@@ -17,6 +17,7 @@ import psycopg
 from infra.postgres import connect
 from infra.postgres.advisory_locks import lock_key
 from infra.service import log
+from infra.settings.database_login import Address
 from infra.settings.model import Settings
 from producers.walk.run import virtual_storage_section, walk
 from schemas.errors import Fenced, HeadraceError, Interrupted, Refused, SettingsError, Unavailable, UsageError
@@ -36,8 +37,8 @@ SELECT coalesce(bool_or(repositories_imported), false) FROM public.virtual_stora
 class ImportFlag:
     """The import flag of a virtual storage; its connection is opened on demand, and reopened after it is lost."""
 
-    def __init__(self, dsn: str, virtual_storage: str) -> None:
-        self._dsn = dsn
+    def __init__(self, address: Address, virtual_storage: str) -> None:
+        self._address = address
         self._virtual_storage = virtual_storage
         self._connection: psycopg.Connection[Any] | None = None
         self._alone = False
@@ -49,7 +50,7 @@ class ImportFlag:
         except HeadraceError as error:
             if isinstance(error.__cause__, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
                 raise SettingsError(
-                    f"{connect.described(self._dsn)} is not Praefect's database: it has no"
+                    f"{connect.described(self._address)} is not Praefect's database: it has no"
                     " virtual_storages.repositories_imported",
                     remedy=f"correct virtual_storages.{self._virtual_storage}.database, or walk with --again, which"
                     " does not read it",
@@ -69,9 +70,9 @@ class ImportFlag:
 
     def _asked(self, query: str, parameter: object) -> bool:
         try:
-            with connect.translated(self._dsn):
+            with connect.translated(self._address):
                 if self._connection is None:
-                    self._connection = connect.connect(self._dsn, name=f"walk {self._virtual_storage}")
+                    self._connection = connect.connect(self._address, name=f"walk {self._virtual_storage}")
                 return self._connection.execute(query.encode(), (parameter,)).fetchone() == (True,)
         except HeadraceError:
             self.close()
@@ -133,7 +134,7 @@ def walk_until_imported(
 def import_flag(settings: Settings, virtual_storage: str) -> Iterator[ImportFlag]:
     """Yield the flag of a virtual storage; raises UsageError if the settings lack it or its database."""
     section = virtual_storage_section(settings, virtual_storage)
-    flag = ImportFlag(settings.database(section.database).dsn.get_secret_value(), virtual_storage)
+    flag = ImportFlag(settings.database(section.database).address, virtual_storage)
     try:
         yield flag
     finally:

@@ -112,6 +112,11 @@ class TableWatch:
             publication = read_publication(self._connection, self._publication, [oid])
             return tables_now(self._connection, publication, [oid]).get(oid)
 
+    def all_now(self, oids: Collection[int]) -> dict[int, TableNow]:
+        """Return oid → table for those that exist."""
+        with one_snapshot(self._connection):
+            return tables_now(self._connection, read_publication(self._connection, self._publication), oids)
+
     def require(self, feed: TableFeed) -> None:
         """Raise TableStopped if the table, as it is now, cannot be followed."""
         if (reason := current_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:

@@ -20,6 +20,20 @@ def tuple_row(data: bytes, pos: int, count: int, /) -> tuple[Row, int] | None:
 def copy_data(buffer: bytes | bytearray, /) -> tuple[bytes, int, int]:
     """Return the lines of the complete CopyData messages at the start of `buffer`, their number, and the bytes used."""
 
+def libpq_lines(
+    functions: tuple[int, ...], connection: int, room: int, longest: int, some: bool, /
+) -> tuple[bytes, int, int]:
+    """Return lines of COPY that libpq has received, about a MB at most, their number, and what comes next.
+
+    `functions` are the addresses of PQgetCopyData, PQconsumeInput and PQfreemem, and `connection` is that of the
+    PGconn, which no other thread may use meanwhile. Lines end before one of more than `longest` bytes, and before one
+    with which they would have more than `room`, unless it is the first; with `some` an earlier call had that one. A
+    negative `room` discards all lines.
+
+    What comes next is the size of the line before which they end, which is discarded; or 0: the result, -1: more lines,
+    -2: nothing until the server sends more, -3: nothing, since the connection was lost.
+    """
+
 def mentions(value: bytes, needles: tuple[bytes, ...], /) -> bool:
     """Return whether `value` contains one of `needles`."""
 
@@ -39,16 +53,26 @@ def sift(
 class Reader:
     """Reads a migration's columns from records of one schema."""
 
-    def __new__(cls, cells: tuple[tuple[int, bool, str | None, Callable[[bytes], object] | None], ...], /) -> Reader:
-        """`cells`: for each column its shape, whether it may be text too, its name if wanted, and its decoder.
+    def __new__(cls, cells: tuple[tuple[int, str | None, Callable[[bytes], object] | None], ...], /) -> Reader:
+        """`cells`: for each column its shape, its name if wanted, and its decoder.
 
         Without a decoder C decodes the cell: an int, a boolean, a text.
         """
 
     def read(
         self, value: bytes, position: int, /
-    ) -> tuple[int, int, tuple[str, ...], dict[str, object] | None, dict[str, object] | None] | None:
-        """Return ordinal, `ts_ms`, `unchanged`, `before` and `after` of the record whose ordinal is at `position`.
+    ) -> (
+        tuple[
+            int,
+            int,
+            tuple[str, ...],
+            dict[str, object] | None,
+            dict[str, object] | None,
+            tuple[dict[str, str], dict[str, str]] | None,
+        ]
+        | None
+    ):
+        """Return the fields of the record whose ordinal is at `position`, from `ordinal` to `exact`.
 
         None if C leaves the bytes to Python.
         """

@@ -12,7 +12,7 @@ from typing import Any
 import fastavro
 
 from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, columns_of, row_record
-from schemas.codec.header import Header, HeaderReader, header
+from schemas.codec.header import SNAPSHOT, Header, HeaderReader, header
 from schemas.codec.projection import Project, projection
 from schemas.column_types import Schema
 from schemas.errors import Malformed
@@ -51,7 +51,8 @@ class Decoder:
     def _event(self, envelope: dict[str, Any]) -> ChangeEvent:
         op = Op(envelope["op"])
         source = envelope["source"]
-        before, after = (self._row(envelope[side]) for side in ("before", "after"))
+        exact = envelope["exact"] or {}
+        before, after = (self._row(envelope[side], exact.get(side, {})) for side in ("before", "after"))
         unchanged = envelope["unchanged"]
         if before is not None:
             # A delete's record lists the missing columns of its row; an update's those of the new row, the schema those
@@ -62,22 +63,25 @@ class Decoder:
         return ChangeEvent(
             op,
             Source(
-                source["database"],
+                source["name"],
                 source["gitlab_schema"],
                 source["schema"],
                 source["table"],
                 Position(Lsn(source["lsn"]), source["ordinal"]),
-                source["xid"],
+                source["txId"],
                 source["ts_ms"],
-                source["snapshot"],
+                SNAPSHOT[source["snapshot"]],
             ),
             envelope["ts_ms"],
             before,
             after,
         )
 
-    def _row(self, row: dict[str, Any] | None) -> dict[str, object] | None:
-        return None if row is None else {name: row[field] for field, name in self._columns.items()}
+    def _row(self, cells: dict[str, Any] | None, exact: dict[str, str]) -> dict[str, object] | None:
+        row = {} if cells is None else {name: cells[field] for field, name in self._columns.items()}
+        if not exact.keys() <= row.keys():
+            raise ValueError("an unknown column among the exact texts")
+        return None if cells is None else row | exact
 
 
 def _leave_out(row: dict[str, object], names: Iterable[str]) -> None:

@@ -8,20 +8,25 @@ If headrace was installed with a C compiler, `schemas.codec._compiled` encodes m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from schemas import formats
 from schemas.avro import key_schema, lacking_columns, type_of, value_schema
 from schemas.codec import implementation
 from schemas.codec.row_encoder import Record, RowEncoder, Tuple, encode_names
 from schemas.codec.values import NULL, VALUE, encode_text
 from schemas.codec.varints import encode_long
 from schemas.column_types import Schema
-from schemas.events import Op, Relation
+from schemas.events import Op, Origin, Relation
 from schemas.positions import Lsn
 from schemas.wire import wire_header
 
 if TYPE_CHECKING:
     from schemas.codec._compiled import Plan
+
+
+_SNAPSHOT: Final = {True: encode_text(b"true"), False: encode_text(b"false")}
+"""Debezium's `source.snapshot` is a text."""
 
 
 def _string(text: str) -> bytes:
@@ -42,7 +47,7 @@ class Encoder:
         gitlab_schema: str,
         key: Sequence[str],
         *,
-        database: str,
+        origin: Origin,
         value_schema_id: int,
         key_schema_id: int,
         compiled: bool = True,
@@ -52,7 +57,8 @@ class Encoder:
         self.value_schema: Schema = value_schema(relation, gitlab_schema)
         self.key_schema: Schema = key_schema(relation, gitlab_schema, key)
         self.truncate_key: bytes = wire_header(key_schema_id)
-        where = b"".join(map(_string, (database, gitlab_schema, relation.schema, relation.table)))
+        program = formats.PROGRAM, origin.connector, origin.name, origin.database
+        where = b"".join(map(_string, (*program, gitlab_schema, relation.schema, relation.table)))
         self._op_prefixes = {op: wire_header(value_schema_id) + _string(op) + where for op in Op}
         rows = RowEncoder(relation, key, self.truncate_key)
         plan = self._plan(key, rows) if compiled else None
@@ -87,7 +93,7 @@ class Encoder:
                 self._op_prefixes[op],
                 transaction,
                 encode_long(ts_ms),
-                b"\x01" if snapshot else b"\x00",
+                _SNAPSHOT[snapshot],
                 encode_long(lsn),
             )
         )
@@ -119,7 +125,7 @@ class Encoder:
     def truncate(self, prefix: bytes, ordinal: int, ts_ms: int) -> Record:
         """Return the record of a truncate: no rows, and a key without columns, since a compacted topic requires a
         key."""
-        value = b"".join((prefix, encode_long(ordinal), encode_long(ts_ms), b"\x00\x00\x00"))
+        value = b"".join((prefix, encode_long(ordinal), encode_long(ts_ms), b"\x00\x00\x00\x00"))
         return self.truncate_key, value
 
     def encode_copy_chunk(self, data: bytes, value_prefix: bytes) -> tuple[list[bytes], list[bytes]]:

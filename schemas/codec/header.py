@@ -19,6 +19,9 @@ from schemas.wire import HEADER_BYTES, split_wire
 Header = tuple[Op, str, str, Position, int]
 """op, database, gitlab schema, position, and where the rest of the record (`ts_ms` …) starts."""
 
+SNAPSHOT: Final = {"true": True, "false": False}
+"""The texts of `source.snapshot`."""
+
 _OP_BYTE: Final = HEADER_BYTES + 1
 
 
@@ -132,7 +135,10 @@ def _read_prefix(value: bytes, last: Prefix | None) -> Prefix:
         _, position = split_wire(value)
         letter, position = read_string(value, position)
         op = Op(letter)
+        _version, position = read_string(value, position)
+        _connector, position = read_string(value, position)
         database, position = read_string(value, position)
+        _db, position = read_string(value, position)
         gitlab_schema, position = read_string(value, position)
         schema, position = read_string(value, position)
         table, table_end = read_string(value, position)
@@ -141,10 +147,10 @@ def _read_prefix(value: bytes, last: Prefix | None) -> Prefix:
     if branch:
         xid, position = decode_long(value, position)
     ts_ms, position = decode_long(value, position)
-    snapshot = value[position]
-    if branch not in (0, 1) or snapshot > 1:
+    snapshot, position = read_string(value, position)
+    if branch not in (0, 1) or snapshot not in SNAPSHOT:
         raise ValueError("no such branch or boolean")
-    lsn, position = decode_long(value, position + 1)
+    lsn, position = decode_long(value, position)
     return Prefix(
         value[:position],
         table_end,
@@ -155,7 +161,7 @@ def _read_prefix(value: bytes, last: Prefix | None) -> Prefix:
         table,
         xid,
         ts_ms,
-        bool(snapshot),
+        SNAPSHOT[snapshot],
         Lsn(lsn),
         position,
     )

@@ -6,7 +6,7 @@ cell at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 Project = Callable[[bytes], ChangeEvent]
 """A whole record → its event; raises Malformed if it is not one."""
 
-Fields = tuple[int, int, tuple[str, ...], dict[str, object] | None, dict[str, object] | None]
-"""A record's ordinal, `ts_ms`, names of columns left out, and rows before and after."""
+Exact = tuple[dict[str, str], dict[str, str]]
+"""Column → text of the values of the rows before and after that their cells do not represent."""
+
+Fields = tuple[int, int, tuple[str, ...], dict[str, object] | None, dict[str, object] | None, Exact | None]
+"""A record's ordinal, `ts_ms`, names of columns left out, rows before and after, and exact texts."""
 
 _MEMO_LIMIT: Final = 16_384
 _ERRORS: Final = (IndexError, ValueError, OverflowError, ArithmeticError)
@@ -67,6 +70,32 @@ def _read_names(data: bytes, position: int) -> tuple[tuple[str, ...], int]:
     return tuple(names), position
 
 
+def _read_texts(data: bytes, position: int) -> tuple[dict[str, str], int]:
+    """Return a map of strings."""
+    texts: dict[str, str] = {}
+    count, position = decode_long(data, position)
+    while count:
+        if count < 0:
+            count = -count
+            _, position = decode_long(data, position)
+        for _ in range(count):
+            name, position = read_string(data, position)
+            texts[name], position = read_string(data, position)
+        count, position = decode_long(data, position)
+    return texts, position
+
+
+def _read_exact(data: bytes, position: int) -> tuple[Exact | None, int]:
+    branch, position = decode_long(data, position)
+    if branch == 0:
+        return None, position
+    if branch != 1:
+        raise ValueError("no such branch")
+    before, position = _read_texts(data, position)
+    after, position = _read_texts(data, position)
+    return (before, after), position
+
+
 class _Open:
     """A ChangeEvent under construction; see `schemas.codec.header._Open` for the reason."""
 
@@ -91,14 +120,14 @@ def _compiled(names: Sequence[str], wanted: Sequence[bool], types: Sequence[Any]
         return None
     cells = []
     for name, is_wanted, avro in zip(names, wanted, types, strict=True):
-        if not isinstance(avro, list) or avro[0] != "null" or avro[2:] not in ([], ["string"]):
+        if not isinstance(avro, list) or len(avro) != 2 or avro[0] != "null":
             return None
         shape = "long" if type_name(avro[1]) == "int" else type_name(avro[1])
         if shape not in _SHAPES:
             return None
-        plain = len(avro) == 2 and avro[1] in ("boolean", "int", "long", "string")
+        plain = avro[1] in ("boolean", "int", "long", "string")
         make = _Values(reader(avro)).__getitem__ if is_wanted and not plain else None
-        cells.append((_SHAPES.index(shape), len(avro) == 3, name if is_wanted else None, make))
+        cells.append((_SHAPES.index(shape), name if is_wanted else None, make))
     made: Reader = implementation.compiled.Reader(tuple(cells))
     return made
 
@@ -127,7 +156,10 @@ class _Projection:
         prefix = self._headers.prefix(value)
         try:
             found = None if self._compiled is None else self._compiled(value, prefix.end)
-            ordinal, ts_ms, unchanged, before, after = found or self._read_in_python(value, prefix.end)
+            ordinal, ts_ms, unchanged, before, after, exact = found or self._read_in_python(value, prefix.end)
+            if exact is not None:
+                _restore(before, exact[0], self._known)
+                _restore(after, exact[1], self._known)
             if before is not None:
                 _leave_out(before, unchanged if prefix.op is Op.DELETE else self._lacking, self._known)
             if after is not None:
@@ -143,9 +175,10 @@ class _Projection:
         unchanged, position = _read_names(value, position)
         before, position = self._read_row(value, position)
         after, position = self._read_row(value, position)
+        exact, position = _read_exact(value, position)
         if position != len(value):
             raise ValueError("bytes after the end")
-        return ordinal, ts_ms, unchanged, before, after
+        return ordinal, ts_ms, unchanged, before, after, exact
 
     def _read_row(self, value: bytes, position: int) -> tuple[dict[str, object] | None, int]:
         branch, position = decode_long(value, position)
@@ -159,6 +192,14 @@ class _Projection:
             if wanted:
                 row[name] = cell
         return row, position
+
+
+def _restore(row: dict[str, object] | None, exact: Mapping[str, str], known: Collection[str]) -> None:
+    for name, text in exact.items():
+        if row is None or name not in known:
+            raise ValueError("an unknown column among the exact texts")
+        if name in row:
+            row[name] = text
 
 
 def _leave_out(row: dict[str, object], names: Iterable[str], known: Collection[str]) -> None:

@@ -22,12 +22,26 @@ Tuple = Sequence[bytes | Unchanged | None]
 Record = tuple[bytes, bytes]
 """A Kafka record's key and value."""
 
+Texts = list[tuple[str, bytes]]
+"""Column and text, in the order of the columns."""
+
 _REJECTIONS: Final = (ValueError, OverflowError)
+
+
+def encode_texts(texts: Sequence[tuple[str, bytes]]) -> bytes:
+    """Return an Avro map of strings, as one block."""
+    entries = b"".join(encode_text(name.encode()) + encode_text(text) for name, text in texts)
+    return encode_long(len(texts)) + entries + NULL if texts else NULL
 
 
 def encode_names(names: Sequence[str]) -> bytes:
     """Return an Avro array of strings, as one block."""
     return encode_long(len(names)) + b"".join(encode_text(name.encode()) for name in names) + NULL if names else NULL
+
+
+def _exact(before: Texts, after: Texts) -> bytes:
+    """Return the field `exact`, with which an event ends."""
+    return VALUE + encode_texts(before) + encode_texts(after) if before or after else NULL
 
 
 class RowEncoder:
@@ -59,21 +73,23 @@ class RowEncoder:
 
     def change(self, prefix: bytes, ordinal: int, ts_ms: int, new: Tuple) -> Record:
         """Return the record of a create, or of an update without an old row."""
-        after = self._row(new, self._every)
+        after, exact = self._row(new, self._every)
         key = self._key_of(new)
-        return key, prefix + self._numbers(ordinal, ts_ms) + self._unchanged(new) + NULL + after
+        head = prefix + self._numbers(ordinal, ts_ms) + self._unchanged(new)
+        return key, head + NULL + after + _exact([], exact)
 
     def update(self, prefix: bytes, ordinal: int, ts_ms: int, old: Tuple, new: Tuple) -> Record:
         """Return the record of an update with its old row."""
-        before, after = self._row(old, self._old), self._row(new, self._every)
+        (before, exact_before), (after, exact_after) = self._row(old, self._old), self._row(new, self._every)
         key = self._key_of(new)
-        return key, prefix + self._numbers(ordinal, ts_ms) + self._unchanged(new) + before + after
+        head = prefix + self._numbers(ordinal, ts_ms) + self._unchanged(new)
+        return key, head + before + after + _exact(exact_before, exact_after)
 
     def delete(self, prefix: bytes, ordinal: int, ts_ms: int, old: Tuple) -> Record:
         """Return the record of a delete."""
-        before = self._row(old, self._deleted)
+        before, exact = self._row(old, self._deleted)
         key = self._key_of(old)
-        return key, prefix + self._numbers(ordinal, ts_ms) + self._lacking + before + NULL
+        return key, prefix + self._numbers(ordinal, ts_ms) + self._lacking + before + NULL + _exact(exact, [])
 
     def copy(self, data: bytes, value_prefix: bytes) -> tuple[list[bytes], list[bytes]]:
         """Return the keys and the values of whole lines of COPY's text format, in order.
@@ -88,7 +104,8 @@ class RowEncoder:
             if len(fields) != len(self._names):
                 raise self._malformed("a wrong number of columns")
             row = [self._text(index, field) for index, field in enumerate(fields)]
-            values.append(value_prefix + self._cells(row, self._every))
+            cells, exact = self._cells(row, self._every)
+            values.append(value_prefix + cells + _exact([], exact))
             if any(row[index] is None for index in self._key):
                 raise self._malformed("null in the key")
             keys.append(self._key_of(row))
@@ -113,12 +130,20 @@ class RowEncoder:
             raise self._malformed("a row without a value in its key " + ", ".join(self._key_names))
         return cell[1:]
 
-    def _row(self, values: Tuple, present: Collection[int]) -> bytes:
+    def _row(self, values: Tuple, present: Collection[int]) -> tuple[bytes, Texts]:
         self._check_width(values)
-        return VALUE + self._cells(values, present)
+        cells, exact = self._cells(values, present)
+        return VALUE + cells, exact
 
-    def _cells(self, values: Tuple, present: Collection[int]) -> bytes:
-        return b"".join(self._cell(index, value) if index in present else NULL for index, value in enumerate(values))
+    def _cells(self, values: Tuple, present: Collection[int]) -> tuple[bytes, Texts]:
+        """Return the cells, and column and text of the values that they cannot represent."""
+        cells = [self._cell(index, value) if index in present else NULL for index, value in enumerate(values)]
+        exact = [
+            (name, value)
+            for index, (name, value, cell) in enumerate(zip(self._names, values, cells, strict=True))
+            if cell == NULL and index in present and isinstance(value, bytes)
+        ]
+        return b"".join(cells), exact
 
     def _cell(self, index: int, value: object) -> bytes:
         if value is None or (value is UNCHANGED and self._types[index].toastable):

@@ -1,5 +1,7 @@
 """Encodes single values of PostgreSQL's text output as Avro with the union branch.
 
+A value that its Avro type cannot represent is null; its text then belongs into the event's `exact`.
+
 Every encoder takes text of a session with `DateStyle = ISO`, `TimeZone = UTC`, `extra_float_digits` at its default and
 `client_encoding = UTF8`, as replication and the snapshot set them, and raises ValueError (or OverflowError) for text
 that is not a value of the type.
@@ -17,11 +19,11 @@ from schemas.codec.varints import encode_long
 from schemas.column_types import ColumnType, Kind
 
 Encode = Callable[[bytes], bytes]
-"""Text → Avro bytes; ValueError or OverflowError if it is not a value of the type."""
+"""Text → Avro bytes, NULL if Avro's type cannot represent it; ValueError or OverflowError if it is not a value of the
+type."""
 
 NULL: Final = b"\x00"
 VALUE: Final = b"\x02"
-TEXT: Final = b"\x04"
 """The union branches of a column."""
 
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
@@ -43,11 +45,6 @@ _INFINITIES: Final = (b"infinity", b"-infinity")
 def encode_text(text: bytes) -> bytes:
     """Return an Avro string."""
     return encode_long(len(text)) + text
-
-
-def text_branch(text: bytes) -> bytes:
-    """Return the text branch of a partial type."""
-    return TEXT + encode_text(text)
 
 
 def _boolean(text: bytes) -> bytes:
@@ -93,7 +90,7 @@ def _decimal(precision: int, scale: int) -> Encode:
         found = _match_decimal(text)
         if found is None:
             if text in (b"NaN", b"Infinity", b"-Infinity"):
-                return text_branch(text)
+                return NULL
             raise ValueError("not a decimal")
         fraction = found[2] or b""
         digits = found[1] + fraction
@@ -116,7 +113,7 @@ def _micros(hour: bytes, minute: bytes, second: bytes, fraction: bytes | None) -
 
 
 def _outside(found: re.Match[bytes], era: bytes | None) -> bool:
-    """Whether the year is outside 1 to 9999, the range of readers' calendars; the text is kept then."""
+    """Whether the year is outside 1 to 9999, the range of readers' calendars."""
     return era is not None or len(found[1]) > 4
 
 
@@ -124,14 +121,14 @@ def _date(text: bytes) -> bytes:
     found = _match_date(text)
     if found is None:
         if text in _INFINITIES:
-            return text_branch(text)
+            return NULL
         raise ValueError("not a date")
-    return text_branch(text) if _outside(found, found[4]) else VALUE + encode_long(_day(found))
+    return NULL if _outside(found, found[4]) else VALUE + encode_long(_day(found))
 
 
 def _time(text: bytes) -> bytes:
     if text == b"24:00:00":
-        return text_branch(text)
+        return NULL
     found = _match_time(text)
     if found is None:
         raise ValueError("not a time of day")
@@ -143,10 +140,10 @@ def _timestamp(match: Callable[[bytes], re.Match[bytes] | None]) -> Encode:
         found = match(text)
         if found is None:
             if text in _INFINITIES:
-                return text_branch(text)
+                return NULL
             raise ValueError("not a timestamp in ISO form and UTC")
         if _outside(found, found[9]):
-            return text_branch(text)
+            return NULL
         micros = _day(found) * _DAY_MICROS + _micros(found[4], found[5], found[6], found[7])
         return VALUE + encode_long(micros)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.stack import EmbeddedStack
 from infra.stack.postgresql.databases import drop_slots
+from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Guarded
 from infra.state.positions import Positions
 from producers.source.slots import slot_name
@@ -53,6 +55,12 @@ class Bench:
         self._console = console
         self._made: dict[Hashable, Any] = {}
         self._began = time.monotonic()
+
+    def with_postgres(self, postgres: EmbeddedPostgres) -> Bench:
+        """Return a bench with the same Kafka whose databases are on another server."""
+        stack = copy.copy(self.stack)
+        stack.postgres = postgres
+        return Bench(stack, self.place, self._console, rows=self.rows, runs=self.runs)
 
     def say(self, line: str) -> None:
         """Print a line of progress."""
@@ -121,8 +129,14 @@ class Site:
     """headrace's settings, topics and slot for one database, under a separate prefix."""
 
     def __init__(
-        self, bench: Bench, dsn: str, prefix: str, migrations: Mapping[str, Mapping[str, object]] | None = None
+        self,
+        bench: Bench,
+        dsn: str,
+        prefix: str,
+        migrations: Mapping[str, Mapping[str, object]] | None = None,
+        tables: Sequence[str] = (TABLE,),
     ) -> None:
+        """`tables` are names or patterns, all of gitlab schema gitlab_main."""
         self.bench = bench
         self.dsn = dsn
         self.prefix = prefix
@@ -133,7 +147,12 @@ class Site:
                     "prefix": prefix,
                     "kafka": {"bootstrap_servers": bench.stack.endpoints.bootstrap_servers},
                     "databases": {
-                        SOURCE: {"dsn": dsn, "gitlab_schemas": ["gitlab_main", "gitlab_shared"], "tables": [TABLE]}
+                        SOURCE: {
+                            "dsn": dsn,
+                            "gitlab_schemas": ["gitlab_main", "gitlab_shared"],
+                            "tables": list(tables),
+                            "table_schemas": dict.fromkeys(tables, "gitlab_main"),
+                        }
                     },
                     "migrations": migrations or {},
                 }

@@ -19,6 +19,7 @@ MIGRATION: Final = "skip_resets"
 _PROGRESS: Final = """
 SELECT coalesce(sum(p.applied + p.skipped), 0)::bigint, coalesce(sum(p.applied), 0)::bigint
 FROM headrace.progress p JOIN headrace.migrations m ON m.name = p.migration AND m.run = p.run
+WHERE m.name = %s
 """
 _SETTLE_SECONDS: Final = 2.0
 _STOP_SECONDS: Final = 20.0
@@ -46,44 +47,44 @@ class Consumed:
         )
 
 
-def consumed(site: Site, events: int, count: int = 1, every: float = 0.02) -> Consumed:
+def consumed(site: Site, events: int, count: int = 1, every: float = 0.02, *, migration: str = MIGRATION) -> Consumed:
     """Run `count` consumers from the topic's beginning until `events` are done.
 
     Several are paused until all are in the group, so that their work is measured without their start. The ledger is
     queried every `every` seconds, which is work too.
     """
     bench = site.bench
-    replay_if_run(site)
+    replay_if_run(site, migration)
     processes: list[Guarded] = []
     held = count > 1
     try:
         if held:
-            _run_command(site, "pause", MIGRATION)
+            _run_command(site, "pause", migration)
         began = time.monotonic()
         for number in range(count):
             name = f"consume-{site.prefix}-{number}"
-            processes.append(bench.start(name, site.command("consume", MIGRATION)))
+            processes.append(bench.start(name, site.command("consume", migration)))
         if held:
             for _ in bench.watched("the consumers", *processes, every=0.1):
-                if len(members(site.settings.kafka, group_name(site.prefix, MIGRATION))) == count:
+                if len(members(site.settings.kafka, group_name(site.prefix, migration))) == count:
                     break
             time.sleep(_SETTLE_SECONDS)  # the group assigns its partitions in two rounds
             began = time.monotonic()
-            _run_command(site, "resume", MIGRATION)
-        return _watched(site, processes, events, began, every)
+            _run_command(site, "resume", migration)
+        return _watched(site, migration, processes, events, began, every)
     finally:
         for process in processes:
             process.stop(signal.SIGTERM, _STOP_SECONDS)
 
 
-def _watched(site: Site, processes: list[Guarded], events: int, began: float, every: float) -> Consumed:
+def _watched(site: Site, migration: str, processes: list[Guarded], events: int, began: float, every: float) -> Consumed:
     first: tuple[float, int] | None = None
     peak = 0.0
     with site.bench.sql(site.dsn) as connection:
         for _ in site.bench.watched("a consumer", *processes, every=every):
             if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
                 continue
-            row = connection.execute(_PROGRESS).fetchone()
+            row = connection.execute(_PROGRESS, (migration,)).fetchone()
             assert row is not None
             done, applied = row
             peak = max(peak, *(peak_megabytes(process.pid) for process in processes))
@@ -97,17 +98,17 @@ def _watched(site: Site, processes: list[Guarded], events: int, began: float, ev
     raise HeadraceError("the consumers did not reach the end", remedy="try fewer --rows")
 
 
-def replay_if_run(site: Site) -> None:
+def replay_if_run(site: Site, migration: str = MIGRATION) -> None:
     """Have the next consumer read from the topic's beginning, if one ran before."""
-    if _has_run(site):
-        _run_command(site, "replay", MIGRATION)
+    if _has_run(site, migration):
+        _run_command(site, "replay", migration)
 
 
-def _has_run(site: Site) -> bool:
+def _has_run(site: Site, migration: str) -> bool:
     with site.bench.sql(site.dsn) as connection:
         if connection.execute("SELECT to_regclass('headrace.migrations')").fetchone() == (None,):
             return False
-        found = connection.execute("SELECT 1 FROM headrace.migrations WHERE name = %s", (MIGRATION,)).fetchone()
+        found = connection.execute("SELECT 1 FROM headrace.migrations WHERE name = %s", (migration,)).fetchone()
     return found is not None
 
 

@@ -20,14 +20,14 @@ from producers.source.tables import CapturedTable, captured_tables
 from producers.stream import pgoutput_fields
 from producers.stream.pgoutput import Decoder
 from schemas.codec.encoder import Encoder
-from schemas.events import Op, Relation
+from schemas.events import Op, Origin, Relation
 from schemas.positions import Lsn
 
 _TABLE = "public.container_repositories"
 
 
-def read_table(rows: int) -> tuple[CapturedTable, bytes, list[float]]:
-    """Return the demo's table, its rows as COPY writes them, and the seconds to read them, libpq first."""
+def read_table(rows: int) -> tuple[CapturedTable, bytes, dict[str, float]]:
+    """Return the demo's table, its rows as COPY writes them, and the seconds to read them in each way."""
     with embedded_stack() as stack:
         dsn = stack.postgres.create_database("stages")
         with connect(dsn, name="stages", reading=True) as connection:
@@ -37,10 +37,15 @@ def read_table(rows: int) -> tuple[CapturedTable, bytes, list[float]]:
             )
             table = captured_tables(connection, "stages", settings, "stages")[0]
             query = f"COPY {_TABLE} TO STDOUT".encode()
-            spent = [seconds(rows, lambda: copy_out._through_libpq(connection.pgconn, query).data)]
+
+            def through_libpq(compiled: bool = True) -> copy_out.Lines:
+                return copy_out.through_libpq(connection.pgconn, query, compiled=compiled)
+
+            spent = {"one by one": seconds(rows, lambda: through_libpq(compiled=False))}
             if copy_out.possible(connection.pgconn):
-                spent.append(seconds(rows, lambda: copy_out.copy_out(connection.pgconn, query)))
-            return table, copy_out._through_libpq(connection.pgconn, query).data, spent
+                spent["through libpq in C"] = seconds(rows, through_libpq)
+                spent["from its socket"] = seconds(rows, lambda: copy_out.copy_out(connection.pgconn, query))
+            return table, through_libpq().data, spent
 
 
 def described(relation: Relation) -> bytes:
@@ -86,7 +91,13 @@ def measure(table: CapturedTable, data: bytes, *, compiled: bool) -> dict[str, f
     """Return the seconds of each stage with one codec."""
     relation = table.relation
     encoder = Encoder(
-        relation, "gitlab_main", table.key, database="d", value_schema_id=1, key_schema_id=2, compiled=compiled
+        relation,
+        "gitlab_main",
+        table.key,
+        origin=Origin("d", "d"),
+        value_schema_id=1,
+        key_schema_id=2,
+        compiled=compiled,
     )
     lines = data.split(b"\n")[:-1]
     messages = [inserted(relation, line) for line in lines]
@@ -113,10 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=50_000)
     table, data, reading = read_table(parser.parse_args(arguments).rows)
-    for compiled, read in zip((False, True), reading, strict=False):
-        print(f"{'C' if compiled else 'Python':8}{'snapshot: lines from the server':40}{read:8.2f} s")
+    for way, read in reading.items():
+        print(f"{'':8}{'snapshot: lines from the server, ' + way:52}{read:8.2f} s")
+    for compiled in (False, True)[: len(reading)]:
         for stage, spent in measure(table, data, compiled=compiled).items():
-            print(f"{'C' if compiled else 'Python':8}{stage:40}{spent:8.2f} s")
+            print(f"{'C' if compiled else 'Python':8}{stage:52}{spent:8.2f} s")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main() -> int:
     deadline = time.monotonic() + 60 * chosen.minutes
     played = 0
     failed: list[int] = []
-    with embedded_stack() as stack, tempfile.TemporaryDirectory(prefix="headrace-chaos-") as directory:
+    with embedded_stack(fsync=False) as stack, tempfile.TemporaryDirectory(prefix="headrace-chaos-") as directory:
         while time.monotonic() < deadline and (not chosen.rounds or played < chosen.rounds):
             began = time.monotonic()
             name = names[played % len(names)]

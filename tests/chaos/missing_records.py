@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("--repositories", type=int, default=100_000)
     parser.add_argument("--schema", choices=sorted(SCHEMAS), default="new")
     chosen = parser.parse_args()
-    with embedded_stack() as stack, tempfile.TemporaryDirectory(prefix="headrace-import-") as made:
+    with embedded_stack(fsync=False) as stack, tempfile.TemporaryDirectory(prefix="headrace-import-") as made:
         try:
             play(stack, Path(made), chosen.repositories, chosen.schema, _print)
         except AssertionError as error:

@@ -335,7 +335,7 @@ def main() -> int:
     if chosen.writer:
         write(chosen.writer, chosen.seed)
         return 0
-    with embedded_stack() as stack, tempfile.TemporaryDirectory(prefix="headrace-moves-") as directory:
+    with embedded_stack(fsync=False) as stack, tempfile.TemporaryDirectory(prefix="headrace-moves-") as directory:
         try:
             story = play(
                 stack,

@@ -18,7 +18,7 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from schemas.avro import key_schema, value_schema
 from schemas.codec.encoder import Encoder
-from schemas.events import Column, Op, Relation, Unchanged
+from schemas.events import Column, Op, Origin, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic
 
@@ -129,7 +129,7 @@ class Feed:
             RELATION,
             self.gitlab_schema,
             ("id",),
-            database=self.database,
+            origin=Origin(self.database, self.database),
             value_schema_id=registry.register(f"{self.topic}-value", value_schema(RELATION, self.gitlab_schema)),
             key_schema_id=registry.register(f"{self.topic}-key", key_schema(RELATION, self.gitlab_schema, ("id",))),
         )

@@ -22,7 +22,7 @@ from infra.settings.model import Settings
 from infra.state.positions import SnapshotState, record_key
 from schemas.avro import key_schema, value_schema
 from schemas.codec.encoder import Encoder
-from schemas.events import Column, Op, Relation
+from schemas.events import Column, Op, Origin, Relation
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, table_topic
 
@@ -238,7 +238,7 @@ class Application:
                 relation,
                 "gitserver",
                 (key,),
-                database=database,
+                origin=Origin(database, database),
                 value_schema_id=registry.register(f"{topic}-value", value_schema(relation, "gitserver")),
                 key_schema_id=registry.register(f"{topic}-key", key_schema(relation, "gitserver", (key,))),
             )

@@ -13,7 +13,7 @@ from infra.kafka import topics
 from infra.schema_registry.topic_registry import open_registry
 from schemas.avro import key_schema, value_schema
 from schemas.codec.encoder import Encoder
-from schemas.events import Column, Op, Relation, Unchanged
+from schemas.events import Column, Op, Origin, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic
 from tests.consumers.container_repositories import Feed
@@ -75,7 +75,7 @@ class RegistryFeed(Feed):
             relation,
             "registry",
             _KEY,
-            database=self.database,
+            origin=Origin(self.database, self.database),
             value_schema_id=registry.register(f"{self.topic}-value", value_schema(relation, "registry")),
             key_schema_id=registry.register(f"{self.topic}-key", key_schema(relation, "registry", _KEY)),
         )

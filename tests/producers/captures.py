@@ -10,7 +10,7 @@ from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed, TableTopic
 from producers.source.tables import CapturedTable
 from schemas.codec.decoder import Decoder, KeyDecoder
-from schemas.events import Column, Relation
+from schemas.events import ChangeEvent, Column, Relation
 from schemas.positions import Position
 from schemas.wire import split_wire
 
@@ -46,9 +46,10 @@ class MemoryRegistry:
 
 
 def feed(
-    registry: MemoryRegistry, state: SnapshotState | None = None, *, partitions: int = 3, ordered: bool = True
+    registry: MemoryRegistry, state: SnapshotState | None = None, *, partitions: int = 3, **table: Any
 ) -> TableFeed:
-    return TableFeed("main", replace(TABLE, ordered=ordered), TableTopic(partitions), registry, state, not_before=7)
+    """Return the feed of TABLE, with other fields where they are given."""
+    return TableFeed("main", replace(TABLE, **table), TableTopic(partitions), registry, state, not_before=7)
 
 
 def done() -> SnapshotState:
@@ -57,6 +58,12 @@ def done() -> SnapshotState:
         {"source": "main", "table": "public.t", "topic": TABLE.topic, "done": True,
          "copied": [{"after": None, "upto": None}]}
     )  # fmt: skip
+
+
+def taken_events(registry: MemoryRegistry, of: TableFeed) -> list[ChangeEvent]:
+    """Take the waiting records, without tombstones."""
+    values = [record["value"] for record in of.take() if record["value"] is not None]
+    return [Decoder(registry.schema(split_wire(value)[0])).decode(value) for value in values]
 
 
 def taken(registry: MemoryRegistry, of: TableFeed) -> list[tuple[str, dict[str, object], Position | None, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from schemas import formats
 from schemas.errors import Malformed
-from schemas.formats import PROGRAM, Format, NewerFormat
+from schemas.formats import PROGRAM, Format, NewerFormat, OlderFormat
 
 
 def test_document_comes_back_without_its_mark() -> None:
@@ -48,6 +48,18 @@ def test_older_document_takes_each_step_in_order() -> None:
     assert third.read(third.write({"b": 5}), "note 7") == {"b": 5}
 
 
+def test_document_older_than_the_oldest_readable_format_is_refused_with_the_remedy() -> None:
+    notes = Format("notes", 3, {2: dict}, oldest=2)
+    assert notes.read({"a": 1, "format": 2}, "note 7") == {"a": 1}
+    with pytest.raises(OlderFormat) as refused:
+        notes.read({"a": 1}, "note 7")
+    assert refused.value.exit_code == 3
+    assert str(refused.value) == (
+        f"note 7 has format 1; this is headrace {PROGRAM}, which reads notes from format 2 on;"
+        " Produce these topics again, under another prefix or after deleting them; nothing was changed."
+    )
+
+
 @pytest.mark.parametrize(
     "broken", [None, [], "x", 5, {"format": "1"}, {"format": 0}, {"format": True}, {"format": 1.0}]
 )
@@ -59,7 +71,7 @@ def test_invalid_document_is_malformed_with_its_name(broken: object) -> None:
 def test_every_format_has_the_steps_from_the_first_one() -> None:
     for name, found in formats.every().items():
         if name != "tables":  # whose steps are files, see tests/infra/postgres/test_table_format.py
-            assert sorted(found.upgrades) == list(range(1, found.version))
+            assert sorted(found.upgrades) == list(range(found.oldest, found.version))
 
 
 def test_documentation_lists_every_format_with_its_version() -> None:

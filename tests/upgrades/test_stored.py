@@ -21,10 +21,10 @@ from infra.settings.file import load_settings
 from infra.stack import background
 from infra.state.positions import StrayState, decode, encode
 from schemas import formats
-from schemas.avro import value_schema
+from schemas.avro import FORMAT_PROPERTY, key_schema, value_schema
 from schemas.errors import SettingsError
 from schemas.events import Column, Relation
-from schemas.formats import NewerFormat
+from schemas.formats import NewerFormat, OlderFormat
 
 STRAY = StrayState(source="main", table="public.t", gitlab_schema="gitlab_main", since_ms=1)
 RELATION = Relation(1, "public", "t", "d", (Column("id", 20),), ("id",))
@@ -115,6 +115,16 @@ def test_document_of_a_newer_version_is_refused_by_name(
         read = kind(tmp_path)
     with pytest.raises(NewerFormat, match=rf"has format {before.version + 1}.*reads {before.what} up to format"):
         read()
+
+
+def test_events_of_the_format_before_are_refused_by_readers_and_by_the_producer() -> None:
+    key, value = key_schema(RELATION, "gitlab_main", ["id"]), value_schema(RELATION, "gitlab_main")
+    older = value | {FORMAT_PROPERTY: 1}
+    with pytest.raises(OlderFormat, match=r"schema 7 has format 1; .* from format 2 on"):
+        topic_registry.readable(older, 7)
+    with pytest.raises(OlderFormat, match="the schema of t-value has format 1"):
+        topic_registry.refuse_incompatible("t-value", older, value)
+    assert topic_registry.readable(key, 8) is key
 
 
 @pytest.mark.parametrize("mark", ['"1"', "0", "true", "1.5", "[1]"])

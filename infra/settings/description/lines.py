@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from infra.settings.mistakes import Location
@@ -12,7 +13,8 @@ _LONGEST: Final = 1_000
 """The most lines that one value may have, so that a document costs no quadratic time."""
 
 
-def lines_of(text: str) -> dict[Location, int]:
+@lru_cache(maxsize=2)  # a file's text is asked for each of its mistakes and declared migrations
+def lines_of(text: str) -> Mapping[Location, int]:
     """Return key → the line of its table or value, from 1, of a valid document; array items have their array's."""
     found: dict[Location, int] = {}
     table: Location = ()

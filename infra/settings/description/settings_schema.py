@@ -22,8 +22,8 @@ _DIALECT: Final = "http://json-schema.org/draft-07/schema#"
 def json_schema(migrations: Mapping[str, type[BaseModel]], *, complete: bool) -> dict[str, Any]:
     """Return the schema of the settings file; `migrations` has the model of each migration's own options.
 
-    `complete`: these are all migrations, so that a section of another name is a mistake. No key is required, since each
-    may come from the environment.
+    `complete`: these are all migrations, so that a section of another name is a mistake unless it declares one. No
+    other key is required, since each may come from the environment.
     """
     document = _of_model(Settings)
     models = document["definitions"]
@@ -44,7 +44,12 @@ def json_schema(migrations: Mapping[str, type[BaseModel]], *, complete: bool) ->
         "type": "object",
         "description": document["properties"]["migrations"]["description"],
         "properties": sections,
-        "additionalProperties": False if complete else {**common, "additionalProperties": True},
+        "additionalProperties": {
+            **common,
+            **(
+                {"additionalProperties": False, "required": ["declare"]} if complete else {"additionalProperties": True}
+            ),
+        },
     }
     version = {
         "type": "integer",

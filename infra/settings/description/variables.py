@@ -1,4 +1,4 @@
-"""Finds the environment variable that sets a key, by the rules of pydantic-settings."""
+"""Finds the environment variable that sets a key, by the rules of `infra.settings.environment`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 import os
 import re
 
+from infra.settings.environment import PREFIX
 from infra.settings.mistakes import Location
-
-PREFIX = "HEADRACE_"
 
 
 def variable_name(location: Location) -> str:
     """Return the name of the variable that sets a key, such as HEADRACE_DATABASES__MAIN__DSN; a dot becomes `_`."""
-    return PREFIX + "__".join(re.sub(r"\W", "_", str(part)) for part in location).upper()
+    return (PREFIX + "__".join(re.sub(r"\W", "_", str(part)) for part in location)).upper()
 
 
 def variable_of(location: Location) -> str | None:
@@ -23,7 +22,7 @@ def variable_of(location: Location) -> str | None:
     all keys in it.
     """
     for depth in range(len(location), 0, -1):
-        wanted = {variable_name(location[:depth]), PREFIX + "__".join(map(str, location[:depth])).upper()}
+        wanted = {variable_name(location[:depth]), (PREFIX + "__".join(map(str, location[:depth]))).upper()}
         for variable, text in os.environ.items():
             if variable.upper() in wanted and _has(text, location[depth:]):
                 return variable

@@ -17,8 +17,9 @@ typedef struct {
     PyObject *error, *topic, *partition, *offset, *value; /* the names of a record's methods */
 } CodecState;
 
-/* ODD: left to the Python codec, which encodes it or raises the error. */
-typedef enum { DONE, ODD, NO_MEMORY } Outcome;
+/* ODD: left to the Python codec, which encodes it or raises the error.
+ * APART: a null was written, and the value's text belongs into the event's field `exact`. */
+typedef enum { DONE, ODD, NO_MEMORY, APART } Outcome;
 
 #define CODEC_METHOD(name, function) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, NULL}
 
@@ -26,6 +27,7 @@ extern PyType_Spec codec_plan_spec, codec_row_spec, codec_reader_spec;
 
 /* Functions of the module; see schemas/codec/_compiled.pyi. */
 PyObject *codec_copy_data(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_libpq_lines(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_mentions(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_sift(PyObject *module, PyObject *arguments);
 PyObject *codec_tuple_row(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

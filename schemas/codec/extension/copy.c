@@ -13,6 +13,7 @@ typedef struct {
     const char *text;
     size_t size, escapes;   /* the raw field, and the number of its escapes */
     size_t cell, cell_size; /* its encoded cell, from the start of the values */
+    int apart;              /* whether its text belongs into `exact` */
 } Span;
 
 typedef struct {
@@ -67,12 +68,27 @@ static Outcome put_unescaped(Buffer *out, const Span *span)
     return DONE;
 }
 
+/* The field `exact` of a row with `apart` texts in it. */
+static Outcome put_exact(const Plan *plan, Buffer *values, const Span *spans, int64_t apart)
+{
+    if (apart == 0)
+        return put_byte(values, 0);
+    Outcome outcome = put(values, "\2\0", 2); /* no texts of an old row */
+    if (outcome == DONE)
+        outcome = put_long(values, apart);
+    for (Py_ssize_t index = 0; outcome == DONE && index < plan->width; index++)
+        if (spans[index].apart)
+            outcome = put_exact_text(plan, values, index, spans[index].text, spans[index].size);
+    return outcome == DONE ? put_byte(values, 0) : outcome;
+}
+
 /* Encodes the line at `*at` and moves `*at` after it; `spans` has an entry per column. */
 static Outcome encode_line(const Plan *plan, const char **at, const char *end, Buffer *values, Buffer *keys,
                            Span *spans)
 {
     const char *next = *at;
     Outcome outcome = DONE;
+    int64_t apart = 0;
     for (Py_ssize_t index = 0; index < plan->width; index++) {
         const Column *column = &plan->columns[index];
         Span *span = &spans[index];
@@ -86,14 +102,19 @@ static Outcome encode_line(const Plan *plan, const char **at, const char *end, B
             outcome = column->key ? ODD : put_byte(values, 0);
         else
             outcome = column->kind == KIND_TEXT ? put_unescaped(values, span) : ODD;
-        if (outcome != DONE)
+        span->apart = outcome == APART;
+        if (span->apart)
+            apart++;
+        else if (outcome != DONE)
             return outcome;
         span->cell_size = values->size - span->cell;
     }
-    outcome = put_object(keys, plan->header);
+    outcome = put_exact(plan, values, spans, apart);
+    if (outcome == DONE)
+        outcome = put_object(keys, plan->header);
     for (Py_ssize_t part = 0; outcome == DONE && part < plan->keys; part++) {
         const Span *span = &spans[plan->key[part]];
-        if (plan->columns[plan->key[part]].partial) /* text in a key, whichever branch the row uses */
+        if (plan->columns[plan->key[part]].partial) /* text in a key, whether the row has the value or not */
             outcome = put_string(keys, span->text, span->size);
         else
             outcome = put(keys, values->data + span->cell + 1, span->cell_size - 1);
@@ -103,13 +124,11 @@ static Outcome encode_line(const Plan *plan, const char **at, const char *end, B
 }
 
 /* Encodes lines until a block is full or no lines are left. */
-static Outcome encode_lines(const Plan *plan, const char **at, const char *end, PyObject *prefix, Buffer *values,
-                            Buffer *keys, Buffer *ends, Span *spans)
+static Outcome encode_lines(const Plan *plan, const char **at, const char *end, Buffer *values, Buffer *keys,
+                            Buffer *ends, Span *spans)
 {
     while (*at < end && values->size < CODEC_BLOCK) {
-        Outcome outcome = put_object(values, prefix);
-        if (outcome == DONE)
-            outcome = encode_line(plan, at, end, values, keys, spans);
+        Outcome outcome = encode_line(plan, at, end, values, keys, spans);
         if (outcome != DONE)
             return outcome;
         Ends here = {values->size, keys->size};
@@ -119,7 +138,8 @@ static Outcome encode_lines(const Plan *plan, const char **at, const char *end, 
     return DONE;
 }
 
-static int append(PyObject *list, const char *data, size_t size)
+/* Appends a key. */
+static int append_key(PyObject *list, const char *data, size_t size)
 {
     PyObject *bytes = as_bytes(data, size);
     int failed = bytes == NULL || PyList_Append(list, bytes) != 0;
@@ -127,15 +147,41 @@ static int append(PyObject *list, const char *data, size_t size)
     return failed;
 }
 
-/* Appends a whole buffer, which shrinks from its end meanwhile: a large row is not in memory twice. */
-static int append_all(PyObject *list, Buffer *from)
+/* A new bytes object that begins with `prefix`, with room for `size` bytes from `*rest` on; NULL with an exception. */
+static PyObject *prefixed(PyObject *prefix, size_t size, char **rest)
 {
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)from->size);
+    size_t before = (size_t)PyBytes_GET_SIZE(prefix);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(before + size));
+    if (bytes != NULL) {
+        memcpy(PyBytes_AS_STRING(bytes), PyBytes_AS_STRING(prefix), before);
+        *rest = PyBytes_AS_STRING(bytes) + before;
+    }
+    return bytes;
+}
+
+/* Appends a value: the prefix is copied only here, not into the buffer of rows. */
+static int append_value(PyObject *list, PyObject *prefix, const char *data, size_t size)
+{
+    char *rest;
+    PyObject *bytes = prefixed(prefix, size, &rest);
+    if (bytes == NULL)
+        return 1;
+    memcpy(rest, data, size);
+    int failed = PyList_Append(list, bytes) != 0;
+    Py_DECREF(bytes);
+    return failed;
+}
+
+/* Appends a whole buffer, which shrinks from its end meanwhile: a large row is not in memory twice. */
+static int append_all(PyObject *list, PyObject *prefix, Buffer *from)
+{
+    char *rest;
+    PyObject *bytes = prefixed(prefix, from->size, &rest);
     if (bytes == NULL)
         return 1;
     while (from->size > 0) {
         size_t left = from->size > CODEC_PIECE ? from->size - CODEC_PIECE : 0;
-        memcpy(PyBytes_AS_STRING(bytes) + left, from->data + left, from->size - left);
+        memcpy(rest + left, from->data + left, from->size - left);
         from->size = left;
         char *data = PyMem_RawRealloc(from->data, left > 0 ? left : 1);
         if (data != NULL) {
@@ -166,19 +212,19 @@ PyObject *codec_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t c
     while (at < end && outcome == DONE && !failed) {
         values.size = keys.size = ends.size = 0;
         if (plan->floating)
-            outcome = encode_lines(plan, &at, end, arguments[1], &values, &keys, &ends, spans);
+            outcome = encode_lines(plan, &at, end, &values, &keys, &ends, spans);
         else {
             Py_BEGIN_ALLOW_THREADS
-            outcome = encode_lines(plan, &at, end, arguments[1], &values, &keys, &ends, spans);
+            outcome = encode_lines(plan, &at, end, &values, &keys, &ends, spans);
             Py_END_ALLOW_THREADS
         }
         Ends from = {0, 0}, upto;
         for (size_t row = 0; outcome == DONE && !failed && row < ends.size; row += sizeof upto) {
             memcpy(&upto, ends.data + row, sizeof upto);
             int alone = ends.size == sizeof upto && values.size > CODEC_PIECE;
-            failed = append(key_list, keys.data + from.key, upto.key - from.key) ||
-                     (alone ? append_all(value_list, &values)
-                            : append(value_list, values.data + from.value, upto.value - from.value));
+            failed = append_key(key_list, keys.data + from.key, upto.key - from.key) ||
+                     (alone ? append_all(value_list, arguments[1], &values)
+                            : append_value(value_list, arguments[1], values.data + from.value, upto.value - from.value));
             from = upto;
         }
     }

@@ -4,13 +4,11 @@
 
 #include "codec.h"
 
-/* The type of a column's branch 1; branch 0 is null, and branch 2 can only be text. In the order of _SHAPES in
- * schemas/codec/projection.py. */
+/* The type of a column's branch 1; branch 0 is null. In the order of _SHAPES in schemas/codec/projection.py. */
 typedef enum { CELL_BOOLEAN, CELL_LONG, CELL_FOUR, CELL_EIGHT, CELL_TEXT, CELL_BYTES, CELL_SHAPES } CellShape;
 
 typedef struct {
     CellShape shape;
-    int or_text;    /* whether branch 2 is text */
     PyObject *name; /* NULL if the column is skipped */
     PyObject *make; /* bytes of the cell → its value; NULL if C creates the value */
 } Cell;
@@ -94,11 +92,10 @@ static const char *take_row(const Reader *reader, const char *at, const char *en
         const Cell *cell = &reader->cells[index];
         const char *start = at, *content;
         int64_t number = 0;
-        if (at == end || (*at != 0 && *at != 2 && (*at != 4 || !cell->or_text)))
+        if (at == end || (*at != 0 && *at != 2))
             goto odd;
         int branch = *at++ / 2;
-        if (branch != 0 &&
-            (at = take_content(branch == 1 ? cell->shape : CELL_TEXT, at, end, &content, &number)) == NULL)
+        if (branch != 0 && (at = take_content(cell->shape, at, end, &content, &number)) == NULL)
             goto odd;
         if (cell->name == NULL)
             continue;
@@ -126,22 +123,30 @@ static const char *take_optional_row(const Reader *reader, const char *at, const
     return *at == 0 ? at + 1 : take_row(reader, at + 1, end, row);
 }
 
+/* Returns the end of the string at `at`, and a new str in `text`; NULL: left to Python. */
+static const char *take_text(const char *at, const char *end, PyObject **text)
+{
+    int64_t length;
+    at = take_long(at, end, &length);
+    if (at == NULL || length < 0 || length > end - at)
+        return NULL;
+    *text = PyUnicode_DecodeUTF8(at, (Py_ssize_t)length, NULL);
+    return *text == NULL ? NULL : at + length;
+}
+
 /* Returns the end of the array of strings at `at`, and its strings as a tuple in `names`; NULL: left to Python. */
 static const char *take_names(const char *at, const char *end, PyObject **names)
 {
     PyObject *list = PyList_New(0);
-    int64_t count, length;
+    int64_t count;
     while (list != NULL && (at = take_long(at, end, &count)) != NULL && count > 0)
         for (; count > 0; count--) {
-            at = take_long(at, end, &length);
-            if (at == NULL || length < 0 || length > end - at)
-                goto odd;
-            PyObject *name = PyUnicode_DecodeUTF8(at, length, NULL);
-            int failed = name == NULL || PyList_Append(list, name) != 0;
+            PyObject *name = NULL;
+            at = take_text(at, end, &name);
+            int failed = at == NULL || PyList_Append(list, name) != 0;
             Py_XDECREF(name);
             if (failed)
                 goto odd;
-            at += length;
         }
     if (list != NULL && at != NULL && count == 0 && (*names = PyList_AsTuple(list)) != NULL) {
         Py_DECREF(list);
@@ -152,7 +157,50 @@ odd: /* a negative count is that of a block with its size, which headrace does n
     return NULL;
 }
 
-/* read(value, position) → (ordinal, ts_ms, unchanged, before, after), None: left to Python */
+/* Returns the end of the map of strings at `at`, and the map in `texts`; NULL: left to Python. */
+static const char *take_texts(const char *at, const char *end, PyObject **texts)
+{
+    PyObject *found = PyDict_New();
+    int64_t count;
+    while (found != NULL && (at = take_long(at, end, &count)) != NULL && count > 0)
+        for (; count > 0; count--) {
+            PyObject *name = NULL, *text = NULL;
+            if ((at = take_text(at, end, &name)) != NULL)
+                at = take_text(at, end, &text);
+            int failed = at == NULL || PyDict_SetItem(found, name, text) != 0;
+            Py_XDECREF(name);
+            Py_XDECREF(text);
+            if (failed)
+                goto odd;
+        }
+    if (found != NULL && at != NULL && count == 0) {
+        *texts = found;
+        return at;
+    }
+odd:
+    Py_XDECREF(found);
+    return NULL;
+}
+
+/* Returns the end of the field `exact` at `at`, and its two maps as a tuple, or None, in `exact`; NULL: left to Python. */
+static const char *take_exact(const char *at, const char *end, PyObject **exact)
+{
+    PyObject *before = NULL, *after = NULL;
+    if (at == end || (*at != 0 && *at != 2))
+        return NULL;
+    if (*at++ == 0) {
+        *exact = Py_NewRef(Py_None);
+        return at;
+    }
+    if ((at = take_texts(at, end, &before)) != NULL && (at = take_texts(at, end, &after)) != NULL &&
+        (*exact = PyTuple_Pack(2, before, after)) == NULL)
+        at = NULL;
+    Py_XDECREF(before);
+    Py_XDECREF(after);
+    return at;
+}
+
+/* read(value, position) → (ordinal, ts_ms, unchanged, before, after, exact), None: left to Python */
 static PyObject *reader_read(Reader *reader, PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyLong_CheckExact(arguments[1])) {
@@ -166,15 +214,17 @@ static PyObject *reader_read(Reader *reader, PyObject *const *arguments, Py_ssiz
     }
     const char *at = PyBytes_AS_STRING(arguments[0]) + position, *end = PyBytes_AS_STRING(arguments[0]) + size;
     int64_t ordinal, ts_ms;
-    PyObject *unchanged = NULL, *before = NULL, *after = NULL, *event = NULL;
+    PyObject *unchanged = NULL, *before = NULL, *after = NULL, *exact = NULL, *event = NULL;
     if ((at = take_long(at, end, &ordinal)) != NULL && (at = take_long(at, end, &ts_ms)) != NULL &&
         (at = take_names(at, end, &unchanged)) != NULL && (at = take_optional_row(reader, at, end, &before)) != NULL &&
-        (at = take_optional_row(reader, at, end, &after)) != NULL && at == end)
-        event = Py_BuildValue("LLOOO", (long long)ordinal, (long long)ts_ms, unchanged,
-                              before != NULL ? before : Py_None, after != NULL ? after : Py_None);
+        (at = take_optional_row(reader, at, end, &after)) != NULL &&
+        (at = take_exact(at, end, &exact)) != NULL && at == end)
+        event = Py_BuildValue("LLOOOO", (long long)ordinal, (long long)ts_ms, unchanged,
+                              before != NULL ? before : Py_None, after != NULL ? after : Py_None, exact);
     Py_XDECREF(unchanged);
     Py_XDECREF(before);
     Py_XDECREF(after);
+    Py_XDECREF(exact);
     if (event == NULL) {
         /* The Python reader raises the error of a wrong value again, with its message. */
         if (PyErr_Occurred() &&
@@ -217,7 +267,7 @@ static void reader_dealloc(Reader *reader)
     Py_DECREF(type);
 }
 
-/* Reader(cells): for each column its shape, whether it may be text too, its name or None, and its decoder or None */
+/* Reader(cells): for each column its shape, its name or None, and its decoder or None */
 static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))
 {
     PyObject *cells;
@@ -235,21 +285,20 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *arguments, PyObject *P
     for (Py_ssize_t index = 0; index < reader->width; index++) {
         PyObject *described = PyTuple_GET_ITEM(cells, index), *name, *make;
         Cell *cell = &reader->cells[index];
-        int shape, or_text;
-        if (!PyTuple_Check(described) || !PyArg_ParseTuple(described, "ipOO", &shape, &or_text, &name, &make)) {
+        int shape;
+        if (!PyTuple_Check(described) || !PyArg_ParseTuple(described, "iOO", &shape, &name, &make)) {
             if (!PyErr_Occurred())
                 PyErr_SetString(PyExc_TypeError, "a cell that is no tuple");
             Py_DECREF(reader);
             return NULL;
         }
-        int only_python = or_text || shape == CELL_FOUR || shape == CELL_EIGHT || shape == CELL_BYTES;
+        int only_python = shape == CELL_FOUR || shape == CELL_EIGHT || shape == CELL_BYTES;
         if (shape < 0 || shape >= CELL_SHAPES || (name != Py_None && make == Py_None && only_python)) {
             PyErr_SetString(PyExc_ValueError, "a cell of no shape, or one whose values only Python makes");
             Py_DECREF(reader);
             return NULL;
         }
         cell->shape = (CellShape)shape;
-        cell->or_text = or_text;
         cell->name = name == Py_None ? NULL : Py_NewRef(name);
         cell->make = make == Py_None ? NULL : Py_NewRef(make);
     }

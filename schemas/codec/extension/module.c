@@ -4,10 +4,11 @@
 
 #include "codec.h"
 
-#define CODEC_VERSION 5 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
+#define CODEC_VERSION 6 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
 
 static PyMethodDef module_methods[] = {
     CODEC_METHOD("copy_data", codec_copy_data),
+    CODEC_METHOD("libpq_lines", codec_libpq_lines),
     CODEC_METHOD("mentions", codec_mentions),
     {"sift", codec_sift, METH_VARARGS, NULL},
     CODEC_METHOD("tuple_row", codec_tuple_row),

@@ -31,6 +31,12 @@ static inline PyObject *in_python(Plan *plan, int function, PyObject *const *arg
     return PyObject_Vectorcall(plan->python[function], arguments, (size_t)count, NULL);
 }
 
+/* Writes an entry of `exact`: the column's name and the value's text. */
+static inline Outcome put_exact_text(const Plan *plan, Buffer *out, Py_ssize_t index, const char *text, size_t size)
+{
+    return put_object(out, PyTuple_GET_ITEM(plan->names, index)) == DONE ? put_string(out, text, size) : NO_MEMORY;
+}
+
 static inline PyObject *as_bytes(const char *data, size_t size)
 {
     return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);

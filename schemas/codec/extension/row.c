@@ -70,7 +70,7 @@ static PyObject *row_item(Row *row, Py_ssize_t index)
         PyErr_SetString(PyExc_IndexError, "no such column");
         return NULL;
     }
-    Field field = {VALUE_NULL, NULL, 0};
+    Field field = {VALUE_NULL, 0, NULL, 0};
     Py_ssize_t at = row->start;
     for (Py_ssize_t each = 0; each <= index; each++)
         at = read_column(PyBytes_AS_STRING(row->payload), row->end, at, &field);
@@ -82,7 +82,7 @@ static PyObject *row_list(Row *row)
     PyObject *list = PyList_New(row->width);
     Py_ssize_t at = row->start;
     for (Py_ssize_t index = 0; list != NULL && index < row->width; index++) {
-        Field field = {VALUE_NULL, NULL, 0};
+        Field field = {VALUE_NULL, 0, NULL, 0};
         at = read_column(PyBytes_AS_STRING(row->payload), row->end, at, &field);
         PyObject *value = field_value(row, &field);
         if (value == NULL)

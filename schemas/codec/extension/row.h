@@ -15,6 +15,7 @@ typedef enum { VALUE_NULL, VALUE_UNCHANGED, VALUE_TEXT } Form;
 
 typedef struct {
     Form form;
+    int apart; /* whether its text belongs into `exact`; set by the encoding of its row */
     const char *text;
     size_t size;
 } Field;

@@ -74,11 +74,12 @@ static Outcome put_key(Plan *plan, const Field *fields)
 
 typedef enum { NEW_ROW, OLD_ROW, OLD_KEYED_ROW } Part;
 
-static Outcome put_cells(Plan *plan, const Field *fields, Part part)
+/* Writes the cells of a row, and adds to `apart` the number of those whose text belongs into `exact`. */
+static Outcome put_cells(Plan *plan, Field *fields, Part part, int64_t *apart)
 {
     for (Py_ssize_t index = 0; index < plan->width; index++) {
         const Column *column = &plan->columns[index];
-        const Field *field = &fields[index];
+        Field *field = &fields[index];
         int told = part == NEW_ROW || !column->lacking || (part == OLD_KEYED_ROW && column->key && !column->partial);
         Outcome outcome;
         if (!told || field->form == VALUE_NULL || (field->form == VALUE_UNCHANGED && column->toastable))
@@ -87,10 +88,36 @@ static Outcome put_cells(Plan *plan, const Field *fields, Part part)
             outcome = ODD;
         else
             outcome = codec_put_value(&plan->value, column, field->text, field->size);
-        if (outcome != DONE)
+        field->apart = outcome == APART;
+        if (field->apart)
+            ++*apart;
+        else if (outcome != DONE)
             return outcome;
     }
     return DONE;
+}
+
+/* The map of the texts of a row's fields that are apart. */
+static Outcome put_texts(Plan *plan, const Field *fields, int64_t apart)
+{
+    if (apart == 0)
+        return put_byte(&plan->value, 0);
+    Outcome outcome = put_long(&plan->value, apart);
+    for (Py_ssize_t index = 0; outcome == DONE && index < plan->width; index++)
+        if (fields[index].apart)
+            outcome = put_exact_text(plan, &plan->value, index, fields[index].text, fields[index].size);
+    return outcome == DONE ? put_byte(&plan->value, 0) : outcome;
+}
+
+/* The field `exact`, with which an event ends. */
+static Outcome put_exact(Plan *plan, int64_t old_apart, int64_t new_apart)
+{
+    if (old_apart == 0 && new_apart == 0)
+        return put_byte(&plan->value, 0);
+    Outcome outcome = put_byte(&plan->value, 2);
+    if (outcome == DONE)
+        outcome = put_texts(plan, plan->old_fields, old_apart);
+    return outcome == DONE ? put_texts(plan, plan->new_fields, new_apart) : outcome;
 }
 
 /* The array of the names of columns that the new row omits. */
@@ -121,6 +148,7 @@ static Outcome put_number(Buffer *out, PyObject *number)
 static Outcome put_record(Plan *plan, PyObject *const *arguments, PyObject *old, PyObject *new)
 {
     Outcome outcome = DONE;
+    int64_t old_apart = 0, new_apart = 0;
     if (!PyBytes_CheckExact(arguments[0]))
         return ODD;
     if (old != NULL)
@@ -138,11 +166,13 @@ static Outcome put_record(Plan *plan, PyObject *const *arguments, PyObject *old,
     if (outcome == DONE)
         outcome = put_byte(&plan->value, old != NULL ? 2 : 0);
     if (outcome == DONE && old != NULL)
-        outcome = put_cells(plan, plan->old_fields, new != NULL ? OLD_ROW : OLD_KEYED_ROW);
+        outcome = put_cells(plan, plan->old_fields, new != NULL ? OLD_ROW : OLD_KEYED_ROW, &old_apart);
     if (outcome == DONE)
         outcome = put_byte(&plan->value, new != NULL ? 2 : 0);
     if (outcome == DONE && new != NULL)
-        outcome = put_cells(plan, plan->new_fields, NEW_ROW);
+        outcome = put_cells(plan, plan->new_fields, NEW_ROW, &new_apart);
+    if (outcome == DONE)
+        outcome = put_exact(plan, old_apart, new_apart);
     if (outcome == DONE)
         outcome = put_key(plan, new != NULL ? plan->new_fields : plan->old_fields);
     return outcome;

@@ -4,9 +4,14 @@
 
 #include "values.h"
 
-static Outcome put_branch_text(Buffer *out, char branch, const char *text, size_t size)
+static Outcome put_branch_text(Buffer *out, const char *text, size_t size)
 {
-    return put_byte(out, branch) == DONE ? put_string(out, text, size) : NO_MEMORY;
+    return put_byte(out, 2) == DONE ? put_string(out, text, size) : NO_MEMORY;
+}
+
+static Outcome put_apart(Buffer *out)
+{
+    return put_byte(out, 0) == DONE ? APART : NO_MEMORY;
 }
 
 static Outcome put_branch_long(Buffer *out, int64_t number)
@@ -118,7 +123,7 @@ static Outcome put_uuid(Buffer *out, const char *text, size_t size)
         if (dash ? text[i] != '-' : !(is_digit(text[i]) || (text[i] >= 'a' && text[i] <= 'f')))
             return ODD;
     }
-    return put_branch_text(out, 2, text, size);
+    return put_branch_text(out, text, size);
 }
 
 /* The two digits at `text` as a number of at most `most`; -1 otherwise. */
@@ -147,7 +152,7 @@ static int days_in(int year, int month)
 }
 
 /* Reads YYYY-MM-DD with a year of 4 to 7 digits; returns its length, 0 if there is none. A year of more than four digits
- * is not parsed further: `far` means that its text is kept. */
+ * is not parsed further: `far` means that its text is kept apart. */
 static size_t read_date(const char *text, size_t size, int64_t *days, int *far)
 {
     size_t year_digits = digits_from(text, size, 0);
@@ -161,7 +166,7 @@ static size_t read_date(const char *text, size_t size, int64_t *days, int *far)
     int year = 0;
     for (size_t i = 0; i < 4; i++)
         year = year * 10 + (text[i] - '0');
-    /* INT64_MIN: not a day of the calendar, an error unless its text is kept. */
+    /* INT64_MIN: not a day of the calendar, an error unless its text is kept apart. */
     *days = 0;
     if (!*far)
         *days = year < 1 || day > days_in(year, month) ? INT64_MIN : days_since_1970(year, month, day);
@@ -201,12 +206,12 @@ static Outcome put_date(Buffer *out, const char *text, size_t size)
     int64_t days;
     int far;
     if (is_infinity(text, size))
-        return put_branch_text(out, 4, text, size);
+        return put_apart(out);
     size_t end = read_date(text, size, &days, &far);
     if (end == 0)
         return ODD;
     if (equals(text + end, size - end, " BC") || (far && end == size))
-        return put_branch_text(out, 4, text, size);
+        return put_apart(out);
     return end != size || days == INT64_MIN ? ODD : put_branch_long(out, days);
 }
 
@@ -214,7 +219,7 @@ static Outcome put_time(Buffer *out, const char *text, size_t size)
 {
     int64_t micros;
     if (equals(text, size, "24:00:00"))
-        return put_branch_text(out, 4, text, size);
+        return put_apart(out);
     return size == 0 || read_clock(text, size, &micros) != size ? ODD : put_branch_long(out, micros);
 }
 
@@ -223,7 +228,7 @@ static Outcome put_timestamp(Buffer *out, const Column *column, const char *text
     int64_t days, micros;
     int far;
     if (is_infinity(text, size))
-        return put_branch_text(out, 4, text, size);
+        return put_apart(out);
     size_t at = read_date(text, size, &days, &far);
     if (at == 0 || at == size || text[at] != ' ')
         return ODD;
@@ -238,7 +243,7 @@ static Outcome put_timestamp(Buffer *out, const Column *column, const char *text
         at += 3;
     }
     if (equals(text + at, size - at, " BC") || (far && at == size))
-        return put_branch_text(out, 4, text, size);
+        return put_apart(out);
     return at != size || days == INT64_MIN ? ODD : put_branch_long(out, days * INT64_C(86400000000) + micros);
 }
 
@@ -253,7 +258,7 @@ static Outcome put_decimal(Buffer *out, const Column *column, const char *text, 
     uint32_t group = 0, scale = 1;
     int point = 0, significant = 0;
     if (equals(text, size, "NaN") || equals(text, size, "Infinity") || equals(text, size, "-Infinity"))
-        return put_branch_text(out, 4, text, size);
+        return put_apart(out);
     size_t at = size > 0 && text[0] == '-';
     for (size_t i = at; i <= size; i++) {
         int last = i == size;
@@ -324,7 +329,7 @@ Outcome codec_put_value(Buffer *out, const Column *column, const char *text, siz
     case KIND_DOUBLE:
         return put_floating(out, column, text, size);
     case KIND_TEXT:
-        return put_branch_text(out, 2, text, size);
+        return put_branch_text(out, text, size);
     case KIND_UUID:
         return put_uuid(out, text, size);
     case KIND_DATE:

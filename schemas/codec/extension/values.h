@@ -19,7 +19,8 @@ typedef struct {
     int key, lacking;
 } Column;
 
-/* Writes the cell of a value with its branch; needs the GIL if the column is a float or a double.
+/* Writes the cell of a value with its branch; needs the GIL if the column is a float or a double. APART only if the column
+ * is partial.
  *
  * If it is ODD, a part of the value may be written: the caller discards the row. */
 Outcome codec_put_value(Buffer *out, const Column *column, const char *text, size_t size);

@@ -75,6 +75,17 @@ def test_each_mistake_is_a_line_with_its_place(file: Path, monkeypatch: pytest.M
     assert [each["line"] for each in document["mistakes"]] == [8, 9, None]
 
 
+def test_broken_declaration_is_a_mistake_and_hides_no_misspelt_name(file: Path) -> None:
+    declared = '[migrations.lower.declare]\ntable = "public.users"\nwhere = "a; b"\nset = { c = "d" }\n'
+    file.write_text(f"{VALID}{declared}[migrations.skip_reset]\n")
+    found = json.loads(run(file, "check", "--json").output)
+    assert found["unchecked"] == []
+    assert [(each["line"], each["problem"].split(" ", 2)[0]) for each in found["mistakes"]] == [
+        (11, "unknown"),
+        (7, "[migrations.lower.declare]:"),
+    ]
+
+
 def test_file_that_is_not_toml_and_one_that_is_missing(file: Path) -> None:
     file.write_text("[kafka")
     assert run(file, "check").output.startswith(f"settings file {file}: is not TOML: ")
@@ -123,7 +134,7 @@ def test_schema_has_the_options_of_plug_ins_and_needs_no_valid_file(file: Path) 
     (file.parent / "migrations" / "one.py").write_text(sound("one"))
     sections = json.loads(run(file, "schema").output)["properties"]["migrations"]
     assert {"one", "skip_resets"} <= sections["properties"].keys()
-    assert sections["additionalProperties"] is False
+    assert sections["additionalProperties"]["required"] == ["declare"]
     file.write_text("[kafka]\npartitions = 0\n")
     assert "skip_resets" in json.loads(run(file, "schema").output)["properties"]["migrations"]["properties"]
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import psycopg
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
-from consumers.commands import consume
+import headrace
 from consumers.contract.decisions import TOMBSTONE
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.pauses import set_paused
@@ -32,14 +31,9 @@ def run(config: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A function that runs a command with the test's settings; the result has any exception."""
     # The runner closes its standard error after each command, and the log of this process would keep using it.
     monkeypatch.setattr(log, "configure", lambda _settings: None)
-    app = typer.Typer()
-    for command in consume.COMMANDS:
-        app.command()(command)
-    for name, group in consume.GROUPS.items():
-        app.add_typer(group, name=name)
 
     def invoke(*arguments: str, answer: str | None = None) -> Result:
-        ended = CliRunner().invoke(app, [*arguments, "--config", str(config)], input=answer)
+        ended = CliRunner().invoke(headrace.app, [*arguments, "--config", str(config)], input=answer)
         hold(arguments, ended.stdout)
         return ended
 

@@ -19,11 +19,12 @@ from consumers.testing.waiting import until
 from infra.postgres.advisory_locks import lock_key
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
-from infra.stack import EmbeddedStack, embedded_stack
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.conftest import Database
 from tests.consumers.commands.letters import Unguarded
 from tests.consumers.container_repositories import TABLE, Feed, write_settings, written
 from tests.consumers.delivery.dead_letters import NAME, Command, Connection, done, listed, make_dead_letters
+from tests.producers.servers import own_server
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("unguarded")]
 
@@ -127,25 +128,25 @@ def test_dead_letter_with_invisible_transaction_stays(
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedStack]:
-    with embedded_stack() as stack:
-        yield stack
+def own() -> Iterator[EmbeddedPostgres]:
+    with own_server() as running:
+        yield running
 
 
 def test_dead_letter_whose_retry_was_lost_in_failover_is_retried(
-    command: Command, own: EmbeddedStack, prefix: str, tmp_path: Path
+    command: Command, own: EmbeddedPostgres, bootstrap_servers: str, prefix: str, tmp_path: Path
 ) -> None:
     def config_of(dsn: str) -> Path:
         return write_settings(
             tmp_path / "headrace.toml",
             {
                 "prefix": prefix,
-                "kafka": {"bootstrap_servers": own.endpoints.bootstrap_servers},
+                "kafka": {"bootstrap_servers": bootstrap_servers},
                 "databases": {"main": {"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}},
             },
         )
 
-    primary = own.postgres.create_database(prefix)
+    primary = own.create_database(prefix)
     config = config_of(primary)
     settings = load_settings(config)
     with psycopg.connect(primary, autocommit=True) as connection:
@@ -158,7 +159,7 @@ def test_dead_letter_whose_retry_was_lost_in_failover_is_retried(
             standby.stop()
             assert done(command, config, "retry", NAME)["applied"] == 2
             assert listed(command, config) == []
-            own.postgres.kill()
+            own.kill()
             standby.start()
             standby.promote()
             config = config_of(standby.dsn(prefix))

@@ -299,7 +299,7 @@ def shown(world: World, fault: Fault) -> dict[str, list[str]]:
 def main() -> int:
     """Show each fault; print a table of fault, kind, and first error."""
     unseen = 0
-    with embedded_stack() as stack, tempfile.TemporaryDirectory(prefix="headrace-faults-") as directory:
+    with embedded_stack(fsync=False) as stack, tempfile.TemporaryDirectory(prefix="headrace-faults-") as directory:
         Path(directory).chmod(0o711)
         for fault in (fault for fault in FAULTS.values() if fault.kinds):
             place = Path(directory) / fault.name

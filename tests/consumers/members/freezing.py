@@ -12,7 +12,7 @@ from tests.consumers.conftest import Member
 
 
 def named(member: Member) -> str:
-    """Return a consumer's name in its group; see consumers.delivery.group.member_name."""
+    """Return a consumer's name in its group; see consumers.ledger.progress.member_name."""
     return f"{socket.gethostname()}:{member.pid}"
 
 

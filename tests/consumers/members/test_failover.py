@@ -15,7 +15,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[EmbeddedStack]:
-    with embedded_stack() as stack:
+    with embedded_stack(fsync=False) as stack:
         yield stack
 
 

@@ -11,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from consumers.commands import consume
+from consumers.commands.execution import running
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.remaining import remaining
 from consumers.operations.status import gather
@@ -71,7 +72,7 @@ def test_remaining_rows_are_not_counted_from_visible_rows_only(limited: Settings
 
 
 def test_consume_names_table_with_hidden_rows_at_start(limited: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consume, "load_settings", lambda _config: limited)
+    monkeypatch.setattr(running, "load_settings", lambda _config: limited)
     with pytest.raises(RowsHidden, match=r"rows of table public\.container_repositories from this role"):
         consume.consume("skip_resets", until_caught_up=True)
 

@@ -43,7 +43,7 @@ class Moved:
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moved]:
-    with embedded_stack() as stack:
+    with embedded_stack(fsync=False) as stack:
         world = World(stack, tmp_path_factory.mktemp("seed_001"), "seed001")
         names = ("produce first", "produce second", "consume skip_resets")
         services = {name: world.service(*name.split()) for name in names}

@@ -13,7 +13,7 @@ from consumers.contract.migration import Migration, Options
 from consumers.ledger.progress import Place
 from schemas.avro import value_schema
 from schemas.codec.encoder import Encoder
-from schemas.events import ChangeEvent, Column, Op, Relation
+from schemas.events import ChangeEvent, Column, Op, Origin, Relation
 from schemas.positions import Lsn
 from tests.consumers.model.target import Transaction
 
@@ -25,7 +25,9 @@ PLACES: Final = (Place("t", 0), Place("t", 1))
 KEYS: Final = range(6)
 _WRAP: Final = 1 << 32
 _ENCODERS: Final = {
-    name: Encoder(RELATION, "gitlab_main", ("id",), database=name, value_schema_id=3, key_schema_id=4, compiled=False)
+    name: Encoder(
+        RELATION, "gitlab_main", ("id",), origin=Origin(name, name), value_schema_id=3, key_schema_id=4, compiled=False
+    )
     for name in ("first", "second")
 }
 

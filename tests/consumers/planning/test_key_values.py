@@ -9,7 +9,7 @@ from schemas.avro import key_schema, value_schema
 from schemas.codec.decoder import KeyDecoder
 from schemas.codec.encoder import Encoder
 from schemas.errors import UsageError
-from schemas.events import Column, Relation
+from schemas.events import Column, Origin, Relation
 from schemas.positions import Lsn
 
 UUID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
@@ -68,7 +68,9 @@ def kind_of(oid: int, modifier: int) -> KeyKind:
 @pytest.mark.parametrize(("oid", "modifier", "stored", "tries"), SAME)
 def test_typed_value_selects_the_encoded_key(oid: int, modifier: int, stored: str, tries: list[str]) -> None:
     table = relation(oid, modifier)
-    encoder = Encoder(table, "gitlab_main", ["the key"], database="main", value_schema_id=1, key_schema_id=2)
+    encoder = Encoder(
+        table, "gitlab_main", ["the key"], origin=Origin("main", "main"), value_schema_id=1, key_schema_id=2
+    )
     prefix = encoder.copy_prefix(lsn=Lsn(0), ordinal=0, ts_ms=0)
     (key,), _ = encoder.encode_copy_chunk(stored.encode() + b"\n", prefix)
     decoded = text_of(KeyDecoder(encoder.key_schema).decode_key(key)["the key"])

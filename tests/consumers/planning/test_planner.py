@@ -17,7 +17,7 @@ from consumers.planning.planner import Planner, SubBatch, origin_of
 from schemas.avro import value_schema
 from schemas.codec.encoder import Encoder
 from schemas.errors import HeadraceError
-from schemas.events import UNCHANGED, ChangeEvent, Op, Unchanged
+from schemas.events import UNCHANGED, ChangeEvent, Op, Origin, Unchanged
 from schemas.positions import Lsn, Offset
 from tests.consumers.container_repositories import RELATION
 
@@ -52,7 +52,7 @@ class FakeRecord:
         return self.content
 
 
-ENCODER = Encoder(RELATION, "gitlab_main", ("id",), database="main", value_schema_id=3, key_schema_id=4)
+ENCODER = Encoder(RELATION, "gitlab_main", ("id",), origin=Origin("main", "main"), value_schema_id=3, key_schema_id=4)
 
 
 def value(key: int, state: str | Unchanged = "default", reason: int | None = None) -> bytes:

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from consumers.routing.lookup import NEVER, Cursor, Reading, homes
 from consumers.routing.placement import Algorithm, Placement, order_key, partition_of
-from tests.histories import explore
+from tests.histories import TIMES, explore
 
 GRACE: Final = 10.0
 SURE: Final = GRACE / 2
@@ -222,7 +222,7 @@ class TrustsOldCursors(Moves):
 
 
 def test_repository_is_found_at_every_moment() -> None:
-    explore(Moves, 200, steps=50)
+    explore(Moves, 200 * TIMES, steps=50)
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def test_recreated_topic_is_refused(
 
 
 def test_consumer_survives_restarts_of_database_and_broker(tmp_path: Path, prefix: str) -> None:
-    with embedded_stack() as own:
+    with embedded_stack(fsync=False) as own:
         _restart_both(own, tmp_path, prefix)
 
 

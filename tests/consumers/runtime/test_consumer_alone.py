@@ -269,8 +269,8 @@ def test_consumer_stopped_while_topics_are_missing_ends_without_error() -> None:
 def test_consumer_reads_nothing_while_it_is_suspended(why: str, stale: bool) -> None:
     world = World(stale_after_wait=stale)
     getattr(world, why).extend([True, True, True, False])
-    expected = ["follow", "stop work", "wait", "wait", "wait"]
-    assert before_first_poll(world) == [*expected, "read again"] if stale else expected
+    expected = ["follow", "stop work", "wait", "report", "wait", "wait"]
+    assert before_first_poll(world) == ([*expected, "read again"] if stale else expected)
 
 
 def test_consumer_of_a_failed_migration_rereads_before_it_continues() -> None:

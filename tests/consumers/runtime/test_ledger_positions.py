@@ -22,7 +22,6 @@ from infra.kafka import clients
 from infra.kafka.topics import end_offsets
 from infra.settings.file import load_settings
 from infra.settings.model import KafkaSettings, Settings
-from infra.stack import embedded_stack
 from schemas.positions import Offset
 from schemas.topics import group_name
 from tests.consumers.container_repositories import (
@@ -34,6 +33,7 @@ from tests.consumers.container_repositories import (
     write_settings,
     written,
 )
+from tests.producers.servers import own_server
 
 WRITERS = ("walwriter", "background writer", "checkpointer")
 """The server's processes that write WAL which no session waits for."""
@@ -112,15 +112,17 @@ def test_offsets_do_not_follow_what_the_flush_may_not_have_covered(meanwhile: Ca
 
 
 @pytest.mark.stack
-def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(tmp_path: Path, prefix: str) -> None:
+def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(
+    bootstrap_servers: str, tmp_path: Path, prefix: str
+) -> None:
     rows = dict.fromkeys(range(100), TOO_MANY_TAGS)
-    with embedded_stack() as own:
-        dsn = own.postgres.create_database("crash")
+    with own_server() as own:
+        dsn = own.create_database("crash")
         config = write_settings(
             tmp_path / "own.toml",
             {
                 "prefix": prefix,
-                "kafka": {"bootstrap_servers": own.endpoints.bootstrap_servers},
+                "kafka": {"bootstrap_servers": bootstrap_servers},
                 "databases": {"main": {"dsn": dsn, "gitlab_schemas": ["gitlab_main"]}},
             },
         )
@@ -140,8 +142,8 @@ def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(t
             finally:
                 member.kill()
                 member.communicate()
-        own.postgres.kill()
-        own.postgres.start()
+        own.kill()
+        own.start()
         with psycopg.connect(dsn, autocommit=True) as connection:
             places = connection.execute("SELECT partition, next_offset FROM headrace.progress").fetchall()
             assert sorted(written(connection)) == list(rows)

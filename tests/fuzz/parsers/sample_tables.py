@@ -12,7 +12,7 @@ from schemas.codec import implementation
 from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.codec.encoder import Encoder
 from schemas.codec.projection import Project, projection
-from schemas.events import Column, Op, Relation
+from schemas.events import Column, Op, Origin, Relation
 from schemas.positions import Lsn
 
 Texts = tuple[bytes | None, ...]
@@ -71,7 +71,7 @@ class SampleTable:
             self.relation,
             "gitlab_main",
             self.key,
-            database="main",
+            origin=Origin("main", "main"),
             value_schema_id=7,
             key_schema_id=8,
             compiled=compiled,

@@ -181,5 +181,7 @@ def test_status_and_check_show_it(source: Source, tmp_path: Path) -> None:
     (given,) = json.loads(command("status", "--json"))["given_away"]
     assert [each["writes"] for each in given["tables"]] == [None, None]
     assert f"databases.main: {words}" in command("check")
-    (advice,) = (one for one in json.loads(command("check", "--json"))["advice"] if one["where"] == "databases.main")
+    found = (one for one in json.loads(command("check", "--json"))["advice"] if "go unnoticed" in one["problem"])
+    (advice,) = found
+    assert advice["where"] == "databases.main"
     assert advice["remedy"] == "install the guard with `headrace guard gitlab_main --database main`"

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import typer
 
-from infra.init.init_command import commands
+from infra.init.init_command import init_with
 from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import TablePrivileges
 from infra.rights.programs import Program
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
+from infra.settings.providers import PROVIDERS
 from schemas.errors import Refused, SettingsError, UsageError
 
 MINE = "CREATE TABLE IF NOT EXISTS headrace.mine (id bigint PRIMARY KEY);"
@@ -30,7 +31,7 @@ def programs(_settings: Settings) -> list[Program]:
     ]
 
 
-(init,) = commands(programs)
+init = init_with(programs)
 
 
 def test_init_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +120,41 @@ def test_sql_follows_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "headrace.others" not in out, "of another database"
 
 
+@pytest.mark.parametrize(
+    ("provider", "statement"),
+    [
+        ("rds", 'GRANT rds_replication TO "headrace";'),
+        ("aurora", 'GRANT rds_replication TO "headrace";'),
+        ("cloudsql", 'ALTER ROLE "headrace" REPLICATION;'),
+        ("alloydb", 'ALTER ROLE "headrace" REPLICATION;'),
+        ("azure", 'ALTER ROLE "headrace" REPLICATION;'),
+        ("supabase", 'ALTER ROLE "headrace" REPLICATION;'),
+        ("neon", 'ALTER ROLE "headrace" REPLICATION;'),
+    ],
+)
+def test_script_for_a_provider_has_the_statements_that_work_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], provider: str, statement: str
+) -> None:
+    path = tmp_path / "new.toml"
+    init(config=path)
+    capsys.readouterr()
+    init(config=path, sql=True, provider=provider)
+    given = capsys.readouterr().out
+    assert f"run in gitlabhq, as {PROVIDERS[provider].administrator}. Idempotent." in given
+    assert [line for line in given.splitlines() if "rds_replication" in line or " REPLICATION;" in line] == [statement]
+    assert "SUPERUSER" not in given
+    assert "EXCEPTION WHEN insufficient_privilege" in given, "only a superuser can grant that function"
+
+    path.write_text(path.read_text().replace("[databases.main] ", f'[databases.main]\nprovider = "{provider}" '))
+    init(config=path, sql=True)
+    assert capsys.readouterr().out == given, "the settings name it too"
+
+
+def test_unknown_provider_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no provider is called 'rsd'; use one of: aurora, rds, cloudsql, "):
+        init(config=tmp_path / "new.toml", sql=True, provider="rsd")
+
+
 def test_names_limit_the_script_to_their_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new.toml"
     init(config=path)
@@ -138,7 +174,7 @@ def test_names_limit_the_script_to_their_programs(tmp_path: Path, capsys: pytest
         UsageError, match="no source or migration named 'nobody' in the settings; use one of: main, mine, others"
     ):
         init(["nobody"], config=path, sql=True)
-    with pytest.raises(UsageError, match="names and --apply need --sql or --acls"):
+    with pytest.raises(UsageError, match="names, --apply and --provider need --sql or --acls"):
         init(["mine"], config=path)
 
 
@@ -170,7 +206,7 @@ def test_file_is_replaced_on_a_terminal_only_after_a_yes(
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("infra.init.init_command.interview", lambda text, *_: f'{text}\nprefix_of = "me"\n')
+    monkeypatch.setattr("infra.init.interview.interview", lambda text, *_: f'{text}\nprefix_of = "me"\n')
 
     def confirm(_question: str, **_how: object) -> None:
         if not replaced:

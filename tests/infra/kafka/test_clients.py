@@ -194,3 +194,9 @@ def test_each_kind_of_error_becomes_ours(code: int, expected: type[HeadraceError
     assert "two lines" in str(error)
     assert error.remedy
     assert expected in (Fenced, SettingsError) or "kafka:9092" in str(error)
+
+
+def test_reader_to_which_brokers_stop_answering_says_why(nowhere: KafkaSettings) -> None:
+    with pytest.raises(BrokerUnavailable, match=r"topic t could not be read to its end \(.*Connection refused"):
+        with clients.reading(nowhere):
+            raise TimeoutError("topic t could not be read to its end")

@@ -43,10 +43,11 @@ def works(connection: psycopg.Connection[Any]) -> bool:
 @pytest.mark.parametrize("rows", [0, 1, 20_000])
 def test_the_lines_are_those_of_libpq(connection: psycopg.Connection[Any], rows: int) -> None:
     query = f"COPY ({ROWS.format(rows)}) TO STDOUT".encode()
-    lines = copy_out._through_libpq(connection.pgconn, query)
+    lines = copy_out.through_libpq(connection.pgconn, query, compiled=False)
     assert lines.rows == lines.data.count(b"\n") == rows
     for _ in range(2):
         assert copy_out.copy_out(connection.pgconn, query) == lines
+        assert copy_out.through_libpq(connection.pgconn, query) == lines
     assert works(connection)
 
 

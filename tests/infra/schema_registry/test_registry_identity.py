@@ -154,7 +154,7 @@ def test_fingerprint_survives_another_text_of_the_schema() -> None:
         ('"headrace.column": "with space"', '"headrace.column": "with_space"'),
         ('"name": "total"', '"name": "sum"'),
         ("headrace.gitlab_main.projects", "headrace.gitlab_main.issues"),
-        ('"headrace.format": 1', '"headrace.format": 2'),
+        ('"headrace.format": 2', '"headrace.format": 3'),
     ],
 )
 def test_fingerprint_differs_if_records_would_decode_differently(what: str, instead: str) -> None:

@@ -77,7 +77,7 @@ def test_an_exception_is_logged_without_the_values_of_its_variables(
     try:
         raise ValueError(len(row))
     except ValueError:
-        log.get().exception("failed")
+        log.get().error("failed", exc_info=True)
     err = capsys.readouterr().err
     assert "ValueError: 14" in err
     assert "value-of-a-row" not in err.replace('row = "value-of-a-row"', ""), "no locals, only source lines"

@@ -1,50 +1,30 @@
-"""Metrics for Prometheus."""
+"""The metrics against the documents and the files that use them."""
 
-import socket
-import urllib.request
-from contextlib import suppress
+from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 
-from infra.service import metrics
-from infra.settings.model import MetricsSettings
-from schemas.errors import SettingsError
+from tests.metrics_page import PAGE, names, page
+
+ROOT = Path(__file__).parents[3]
+USERS = ("infra/observability/dashboard.json", "infra/observability/rules.yml")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def test_reference_page_is_what_the_code_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python -m tests.metrics_page`"
 
 
-def serve_somewhere() -> int:
-    """Serve on a free port, and return it; one that another process takes in between is left to it."""
-    for _ in range(20):
-        port = free_port()
-        with suppress(SettingsError):
-            metrics.serve(MetricsSettings(port=port))
-            return port
-    raise AssertionError("every port was taken")
+@pytest.mark.parametrize("user", USERS)
+def test_each_metric_that_is_used_exists(user: str) -> None:
+    used = re.findall(r"\bheadrace_\w+", (ROOT / user).read_text(encoding="utf-8"))
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in used} - names() == set()
 
 
-def test_scrape_returns_the_counts() -> None:
-    port = serve_somewhere()
-    metrics.APPLIED.labels("of_this_test").inc(3)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        text = answer.read().decode()
-    assert 'headrace_applied_rows_total{migration="of_this_test"} 3.0' in text
-    assert "process_resident_memory_bytes" in text
-
-
-def test_without_a_port_nothing_listens() -> None:
-    metrics.serve(MetricsSettings())
-
-
-def test_a_taken_port_is_named() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(SettingsError, match=rf"cannot listen on metrics\.port {port}.*choose another"):
-            metrics.serve(MetricsSettings(port=port))
+def test_dashboard_shows_every_metric_but_those_of_few() -> None:
+    shown = (ROOT / USERS[0]).read_text(encoding="utf-8") + (ROOT / USERS[1]).read_text(encoding="utf-8")
+    hidden = {name for name in names() if name not in shown}
+    # A position, a count of calls whose time is shown, and a state that few servers have.
+    assert hidden == {"headrace_confirmed_lsn_bytes", "headrace_kafka_stalls_total", "headrace_standby_awaited"}

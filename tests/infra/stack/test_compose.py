@@ -1,7 +1,8 @@
-"""docker-compose.yml: what can be held without Docker. With Docker at hand, `docker compose config` judges it too."""
+"""docker-compose.yml, without Docker: by reading it, and by the loader of compose-go that `docker compose` has."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from psycopg.conninfo import conninfo_to_dict
 
 from infra.settings.file import load_settings
 from infra.stack.containers import KAFKA_IMAGE, POSTGRES_IMAGE
@@ -16,6 +19,8 @@ from infra.stack.containers import KAFKA_IMAGE, POSTGRES_IMAGE
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 OURS = {"producer-main", "consumer-skip-resets"}
+SAMPLE = {"sample-database", "sample-application"}
+"""They run the image, but are no services of headrace."""
 OF_PRAEFECT = {"walker-default", "consumer-missing-records"}
 """Those of a profile: they run where it is asked for."""
 
@@ -29,16 +34,52 @@ def services() -> dict[str, str]:
 
 
 def test_services_are_the_documented_ones() -> None:
-    assert set(services()) == OURS | OF_PRAEFECT | {"kafka", "postgres", "schema-registry", "prometheus", "grafana"}
+    assert set(services()) == OURS | SAMPLE | OF_PRAEFECT | {
+        "kafka",
+        "postgres",
+        "schema-registry",
+        "prometheus",
+        "grafana",
+    }
 
 
 def test_images_are_pinned_and_those_of_the_container_tests() -> None:
     images = {name: re.search(r"^    image: (\S+)$", lines, re.MULTILINE) for name, lines in services().items()}
     pinned = {name: found[1] for name, found in images.items() if found}
-    assert pinned.keys() == services().keys() - OURS - OF_PRAEFECT
+    assert pinned.keys() == services().keys() - OURS - SAMPLE - OF_PRAEFECT
     assert all(re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)*", image) for image in pinned.values())
     assert pinned["kafka"] == KAFKA_IMAGE
     assert pinned["postgres"] == POSTGRES_IMAGE
+
+
+def test_services_are_healthy_when_they_are_ready_and_begin_after_the_sample_database() -> None:
+    parsed = yaml.safe_load(TEXT)["services"]
+    for name in OURS | OF_PRAEFECT:
+        service = parsed[name]
+        assert "http://127.0.0.1:9464/readyz" in service["healthcheck"]["test"][-1]
+        assert service["environment"]["HEADRACE_METRICS__PORT"] == "9464"
+        assert service["depends_on"]["sample-database"] == {"condition": "service_completed_successfully"}
+        assert "HEADRACE_DB_PASSWORD" in service["environment"]["PGPASSWORD"]
+    for name in SAMPLE:
+        assert parsed[name]["healthcheck"] == {"disable": True}
+        assert "POSTGRES_PASSWORD" in parsed[name]["environment"]["PGPASSWORD"]
+
+
+def test_services_connect_with_a_role_of_their_own() -> None:
+    for name in ("headrace.toml", "praefect.toml"):
+        settings = load_settings(ROOT / "infra/compose" / name)
+        users = {conninfo_to_dict(each.dsn.get_secret_value())["user"] for each in settings.databases.values()}
+        assert users == {"headrace"}
+
+
+def test_grafana_and_prometheus_find_what_is_mounted() -> None:
+    sources = yaml.safe_load((ROOT / "infra/compose/grafana-datasources.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((ROOT / "infra/compose/grafana-dashboards.yml").read_text())["providers"]
+    dashboard = json.loads((ROOT / "infra/observability/dashboard.json").read_text())
+    assert {each["uid"] for each in sources} == {panel["datasource"]["uid"] for panel in dashboard["panels"]}
+    assert f"dashboard.json:{provider['options']['path']}/headrace.json:ro" in services()["grafana"]
+    (rules,) = yaml.safe_load((ROOT / "infra/compose/prometheus.yml").read_text())["rule_files"]
+    assert f"rules.yml:{rules}:ro" in services()["prometheus"]
 
 
 def test_services_wait_for_healthy_servers() -> None:
@@ -104,20 +145,35 @@ def test_prometheus_reads_every_service_of_ours() -> None:
     assert targets == OURS
 
 
-def has_docker_compose() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
+PASSWORDS = {"POSTGRES_PASSWORD": "x", "HEADRACE_DB_PASSWORD": "x", "GRAFANA_PASSWORD": "x"}
 
 
-@pytest.mark.skipif(not has_docker_compose(), reason="no docker compose here to judge the file")
-def test_docker_compose_accepts_it() -> None:
-    environment = {**os.environ, "POSTGRES_PASSWORD": "x", "GRAFANA_PASSWORD": "x"}
-    done = subprocess.run(
-        ["docker", "compose", "-f", ROOT / "docker-compose.yml", "config", "--quiet"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of compose_loader, which `docker compose config` is in essence."""
+    if shutil.which("go") is None:
+        pytest.skip("no Go here to build compose-go's loader")
+    program = tmp_path_factory.mktemp("loader") / "loader"
+    command = ["go", "build", "-o", str(program), "."]
+    place = Path(__file__).with_name("compose_loader")
+    built = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+def load(loader: Path, file: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **PASSWORDS}
+    return subprocess.run([loader, file], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_compose_loads_it(loader: Path) -> None:
+    loaded = load(loader, ROOT / "docker-compose.yml")
+    assert loaded.returncode == 0, loaded.stderr
+    assert yaml.safe_load(loaded.stdout)["services"].keys() == services().keys()
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("command:", "comand:"), ("service_healthy", "healthy")])
+def test_compose_refuses_a_mistake(loader: Path, tmp_path: Path, right: str, wrong: str) -> None:
+    file = tmp_path / "docker-compose.yml"
+    file.write_text(TEXT.replace(right, wrong))
+    assert load(loader, file).returncode == 1

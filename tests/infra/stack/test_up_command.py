@@ -28,8 +28,12 @@ ROOT = Path(__file__).parents[3]
 # What headrace.py does, without the rest of it: mount the two commands, print an error as one line.
 PROGRAM = """
 import sys
-from infra.stack.up_command import app
+import typer
+from infra.stack.up_command import down, up
 from schemas.errors import HeadraceError
+app = typer.Typer()
+app.command()(up)
+app.command()(down)
 try:
     app()
 except HeadraceError as error:

@@ -15,9 +15,10 @@ import pytest
 from consumers.testing.waiting import until
 from infra.guard import write_guard
 from infra.postgres.control import database_name, ensure_control_schema
-from infra.stack import EmbeddedStack, embedded_stack
+from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.container_repositories import write_settings
 from tests.producers.processes import ROOT
+from tests.producers.servers import own_server
 
 pytestmark = pytest.mark.stack
 
@@ -31,17 +32,17 @@ TABLES = """
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedStack]:
-    with embedded_stack() as stack:
-        yield stack
+def own() -> Iterator[EmbeddedPostgres]:
+    with own_server() as running:
+        yield running
 
 
 class Side:
     """The database `first`, and the settings of a move of gitlab_main from it to `second`."""
 
-    def __init__(self, stack: EmbeddedStack, name: str, directory: Path) -> None:
-        self.stack, self.name = stack, name
-        self.dsn = stack.postgres.create_database(name)
+    def __init__(self, server: EmbeddedPostgres, name: str, directory: Path) -> None:
+        self.server, self.name = server, name
+        self.dsn = server.create_database(name)
         self.first = psycopg.connect(self.dsn, autocommit=True)
         ensure_control_schema(self.first, "first", ["gitlab_main", "gitlab_ci"])
         self.first.execute(TABLES.encode())
@@ -72,11 +73,11 @@ class Side:
 
 
 @pytest.fixture
-def side(own: EmbeddedStack, prefix: str, tmp_path: Path) -> Iterator[Side]:
+def side(own: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Side]:
     made = Side(own, prefix, tmp_path)
     yield made
     made.first.close()
-    own.postgres.drop_database(prefix)
+    own.drop_database(prefix)
 
 
 def test_guard_is_reinstalled_and_removed(side: Side) -> None:
@@ -139,7 +140,7 @@ class Ends:
 
     def __init__(self, side: Side) -> None:
         self.side = side
-        self.standby = side.stack.standby(side.name)
+        self.standby = side.server.standby(side.name)
         side.write(self.standby.dsn(side.name))
         self.second = psycopg.connect(self.standby.dsn(side.name), autocommit=True)
 
@@ -151,7 +152,7 @@ class Ends:
     def close(self) -> None:
         self.second.close()
         self.standby.abandon()
-        self.side.stack.postgres.forget_standby(self.side.name)
+        self.side.server.forget_standby(self.side.name)
 
 
 @pytest.fixture

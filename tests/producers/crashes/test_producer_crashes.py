@@ -278,7 +278,7 @@ def test_producer_stopped_while_its_new_slot_waits_for_a_transaction(
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[EmbeddedStack]:
-    with embedded_stack() as stack:
+    with embedded_stack(fsync=False) as stack:
         yield stack
 
 

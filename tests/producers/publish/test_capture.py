@@ -16,7 +16,7 @@ from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Column, Relation
 from schemas.positions import Lsn, Position
 from schemas.xid_snapshot import Moment, Snapshot
-from tests.producers.captures import OTHER, RELATION, MemoryRegistry, done, feed, taken
+from tests.producers.captures import OTHER, RELATION, MemoryRegistry, done, feed, taken, taken_events
 from tests.producers.snapshot.model_database import REQUESTED, requested
 
 
@@ -101,6 +101,35 @@ def test_a_changed_key_is_a_delete_and_a_create(registry: MemoryRegistry, table:
     handle(capture(table), transaction(100, update))
     at = (100, 0)
     assert places(registry, table) == [("d", 1, at), ("tombstone", 1, None), ("c", 2, at)]
+
+
+FULL = replace(RELATION, replica_identity="f", identity_columns=())
+KNOWN: pg.Values = [b"1", b"old"]
+NEW: pg.Values = [b"1", b"new"]
+UPDATES = {
+    "no old row": (RELATION, None, ("u", None), ("r", None)),
+    "a part of the old row": (RELATION, [b"1", None], ("u", {"id": 1, "v": UNCHANGED}), ("r", None)),
+    "the whole old row": (FULL, KNOWN, ("u", {"id": 1, "v": "old"}), ("u", {"id": 1, "v": "old"})),
+}
+
+
+@pytest.mark.parametrize("known", UPDATES)
+@pytest.mark.parametrize("upserts", [False, True])
+def test_update_without_whole_old_row_is_a_read_where_its_table_upserts(
+    registry: MemoryRegistry, known: str, upserts: bool
+) -> None:
+    relation, before, *expected = UPDATES[known]
+    table = feed(registry, done(), upserts=upserts)
+    handle(capture(table), transaction(100, pg.Update(relation, before, NEW, None), xid=7))
+    (event,) = taken_events(registry, table)
+    assert (event.op, event.before) == expected[upserts]
+    assert (event.after, event.source.xid, event.source.snapshot) == ({"id": 1, "v": "new"}, 7, False)
+
+
+def test_changed_key_is_a_delete_and_a_create_where_its_table_upserts(registry: MemoryRegistry) -> None:
+    table = feed(registry, done(), upserts=True)
+    handle(capture(table), transaction(100, pg.Update(RELATION, [b"1", None], [b"2", b"v"], None)))
+    assert [event.op for event in taken_events(registry, table)] == ["d", "c"]
 
 
 def test_a_transaction_without_a_change_moves_the_position(table: TableFeed) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from structlog.testing import capture_logs
 
 from consumers.testing.waiting import until
 from infra.service import metrics
+from infra.service.service_state import KAFKA, ServiceState
+from producers.publish import kafka_stalls
 from producers.publish.kafka_stalls import Patience, Stalls
 
 
@@ -46,3 +49,13 @@ def test_quick_calls_are_not_logged_and_thread_ends() -> None:
                 pass
     assert told == []
     until(lambda: not any("p.quick" in thread.name for thread in threading.enumerate()), "its thread to end")
+
+
+def test_service_is_not_ready_during_a_long_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = ServiceState()
+    state.working()
+    monkeypatch.setattr(kafka_stalls, "THIS", state)
+    with Stalls("p.ready", Patience(stall=0.05, look=0.01)) as watch:
+        with watch.watching("commit a transaction"):
+            until(lambda: dict(state.missing) == {KAFKA: "a call to commit a transaction waits"}, "it is not ready")
+        assert state.missing == {}

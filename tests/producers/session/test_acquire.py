@@ -58,13 +58,13 @@ def test_slot_creation_that_waits_for_a_transaction_is_interruptible(database: D
 def test_slot_takeover_is_interruptible(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
     source = new_source("CREATE TABLE t (id int PRIMARY KEY)", "public.t")
     settings = source.settings.database("main")
-    dsn, stop = settings.dsn.get_secret_value(), threading.Event()
+    stop = threading.Event()
     tables = captured_tables(source.connection, "main", settings, source.settings.prefix)
     ensure_publication(source.connection, settings.publication, tables)
     start = slots.create(source.connection, source.slot, failover=False)
 
     def take() -> Any:
-        return take_slot(source.connection, dsn, "main", source.slot, settings.publication, start, stop)
+        return take_slot(source.connection, settings.address, "main", source.slot, settings.publication, start, stop)
 
     reader = take()
     try:

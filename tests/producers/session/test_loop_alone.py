@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from infra.settings.database_login import Address
 from infra.settings.model import SnapshotSettings
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
@@ -39,6 +40,9 @@ class World:
     restarts: list[Restart | None] = field(default_factory=list)
     """The results of commits, in order, then None."""
     steps: int = 30
+    small: int = 0
+    """How many of the first chunks are each a whole table of three rows; the others belong to `feed`."""
+    chunk_rows: int = 3
     whole: bool = True
     """Whether the table is copied already."""
     busy: bool = False
@@ -54,6 +58,7 @@ class World:
         self.feed = feed(MemoryRegistry(), done() if self.whole else None)
         self.capture = Capture([self.feed], Position(Lsn(1), 0), Lsn(1), Unseen([]))
         self.aside: list[str] = []
+        self.logged: list[TableFeed] = []
 
     def did(self, what: str) -> None:
         self.journal.append(what)
@@ -87,6 +92,9 @@ class World:
         return self.restarts.pop(0) if self.restarts else None
 
     def choose(self) -> Choice:
+        if self.chunks and self.small:
+            self.small -= 1
+            return Choice(feed(MemoryRegistry(), done()))
         return Choice(self.feed if self.chunks else None)
 
     def copy_chunk(self, _feed: TableFeed, _position: Position, _rows: int) -> Copied | None:
@@ -106,7 +114,10 @@ class World:
     def look(self, *_: object) -> None:
         """Does nothing."""
 
-    noted = copied = look
+    noted = look
+
+    def copied(self, feed: TableFeed, _chunk: Copied) -> None:
+        self.logged.append(feed)
 
     def set_aside(self, _feed: TableFeed, reason: str) -> None:
         self.aside.append(reason)
@@ -117,10 +128,10 @@ class World:
     def run(self, timing: Timing = USUAL) -> Restart | None:
         this: Any = self
         parts = Parts(
-            source="main", dsn="host=nowhere", settings=SnapshotSettings(chunk_rows=3), sql=this, stream=this,
-            incoming=this, feeds=[self.feed], capture=self.capture, commits=this, choose=self.choose,
-            copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this, slot_monitor=this,
-            copy_log=this,
+            source="main", address=Address("host=nowhere"), settings=SnapshotSettings(chunk_rows=self.chunk_rows),
+            sql=this, stream=this, incoming=this, feeds=[self.feed], capture=self.capture, commits=this,
+            choose=self.choose, copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this,
+            slot_monitor=this, copy_log=this,
         )  # fmt: skip
         return Session(parts, self.stop, timing).work()
 
@@ -143,6 +154,35 @@ def test_chunks_are_committed_one_by_one() -> None:
     world = World(chunks=[Lsn(5), Lsn(6)], whole=False, steps=8)
     world.run()
     assert world.journal[:6] == ["chunk", "commit public.t", "confirm"] * 2
+
+
+def test_small_tables_share_a_commit_of_at_most_a_tenth_of_a_chunk() -> None:
+    world = World(chunks=[Lsn(5)] * 6, small=6, chunk_rows=100, whole=False, steps=12)
+    world.run()
+    first, second = f"commit {' '.join(['public.t'] * 4)}", f"commit {' '.join(['public.t'] * 2)}"
+    assert world.journal[:10] == [*["chunk"] * 4, first, "confirm", *["chunk"] * 2, second, "confirm"]
+    assert len(world.logged) == 6
+
+
+def test_small_tables_are_committed_with_the_first_chunk_of_a_larger_one() -> None:
+    world = World(chunks=[Lsn(5)] * 2, small=1, chunk_rows=1000, whole=False, steps=6)
+    world.run()
+    assert world.journal[:4] == ["chunk", "chunk", "commit public.t public.t", "confirm"]
+
+
+@pytest.mark.parametrize("error", [TableStopped("its key is gone"), TableBusy("it is locked")])
+def test_small_tables_are_committed_when_the_next_one_cannot_be_read(error: Exception) -> None:
+    world = World(chunks=[Lsn(5), error], small=1, chunk_rows=1000, whole=False, steps=6)
+    world.run()
+    stopped = " public.t" if isinstance(error, TableStopped) else ""
+    assert world.journal[:4] == ["chunk", "chunk", f"commit public.t{stopped}", "confirm"]
+    assert len(world.logged) == 1
+
+
+def test_small_tables_are_committed_before_a_stopped_session_ends() -> None:
+    world = World(chunks=[Lsn(5)] * 3, small=3, chunk_rows=1000, whole=False, steps=2)
+    world.run()
+    assert world.journal[:3] == ["chunk", "chunk", "commit public.t public.t"]
 
 
 def test_stream_catches_up_between_copy_phases() -> None:

@@ -59,7 +59,7 @@ class TruncatesAfterTheLastChunk(Session):
         lsn = super()._copy_chunk(feed)
         if not feed.copy.unread and not self.done:
             self.done = True
-            with connected(self._parts.dsn) as connection:
+            with connected(self._parts.address.dsn) as connection:
                 connection.execute("TRUNCATE t")
                 connection.execute("INSERT INTO t VALUES (2, 0, 'new'), (99, 0, 'new')")
         return lsn

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.publish import table_publisher
 from producers.snapshot import incomplete_rows, table_snapshot
-from tests.histories import explore
+from tests.histories import TIMES, explore
 from tests.producers.snapshot import model_producer
 from tests.producers.snapshot.model_database import ModelDatabase, Transaction
 from tests.producers.snapshot.model_producer import ModelProducer
@@ -237,7 +237,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("machine", [SnapshotMachine, UnorderedMachine])
 def test_the_topic_is_the_table_and_no_key_goes_back_in_time(machine: type[SnapshotMachine]) -> None:
-    explore(machine, 150, steps=40)
+    explore(machine, 150 * TIMES, steps=40)
 
 
 LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [

@@ -93,7 +93,7 @@ def test_role_without_privileges_is_reported(
 ) -> None:
     with psycopg.connect(make_conninfo(database.dsn, user=role, password="x"), autocommit=True) as other:
         assert found(other, slot) == {
-            f"role {role} lacks REPLICATION": f'run ALTER ROLE "{role}" REPLICATION',
+            f"role {role} may not replicate": f'run ALTER ROLE "{role}" REPLICATION as a superuser',
             f"publication headrace does not exist and role {role} may not create it": (
                 "have an administrator run what `headrace init --sql` prints"
             ),
@@ -160,6 +160,32 @@ def test_unconfigured_server_is_reported(other_server: EmbeddedPostgres) -> None
         }
         section = database_section(other_server.dsn(), "public.t", allow_unlimited_wal=True)
         assert len(found(connection, "s", section)) == 2
+
+
+def test_role_in_rds_replication_may_replicate_on_a_simulated_rds(other_server: EmbeddedPostgres) -> None:
+    """RDS's role of that name; the server is one of RDS as long as it has the role."""
+    replicate = "role reader may not replicate"
+    with other_server.connect() as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS t (id int PRIMARY KEY)")
+        connection.execute(
+            "CREATE ROLE reader LOGIN PASSWORD 'x'; GRANT SELECT ON t TO reader; CREATE ROLE rds_replication"
+        )
+        dsn = make_conninfo(other_server.dsn(), user="reader", password="x")
+        try:
+            with psycopg.connect(dsn, autocommit=True) as reader:
+                before = found(reader, "s")
+                assert before[replicate] == 'run GRANT rds_replication TO "reader" as a member of rds_superuser'
+                assert before["wal_level is replica, not logical"].startswith("set rds.logical_replication = 1 in the")
+                section = database_section(dsn, "public.t", provider="cloudsql")
+                elsewhere = found(reader, "s", section)
+                assert elsewhere[replicate].startswith(
+                    'run ALTER ROLE "reader" REPLICATION as a member of cloudsqlsuper'
+                )
+                connection.execute("GRANT rds_replication TO reader")
+                assert found(reader, "s").keys() == before.keys() - {replicate}
+                assert found(reader, "s", section).keys() == elsewhere.keys(), "the settings win"
+        finally:
+            connection.execute("DROP OWNED BY reader; DROP ROLE reader; DROP ROLE rds_replication")
 
 
 def test_wrong_database_is_reported(new_source: NewSource, other_server: EmbeddedPostgres, tmp_path: Path) -> None:

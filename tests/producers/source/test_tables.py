@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from producers.source.table_keys import UnusableKey
 from producers.source.tables import (
     CapturedTable,
     IncompleteIdentity,
     MissingTable,
     PartitionTwice,
     UnfollowedPartition,
-    UnusableKey,
     UnusableName,
     captured_tables,
     comparable_key,
@@ -52,6 +52,23 @@ def test_pattern_captures_matching_tables(connection: psycopg.Connection[Any]) -
     mapped = {"public.ci_a": "gitlab_ci", "public.ci_b": "gitlab_ci"}
     tables = captured(connection, "public.ci_*", "public.ci_a", table_schemas=mapped)
     assert [table.name for table in tables] == ["public.ci_a", "public.ci_b"]
+
+
+def test_table_upserts_by_name_or_pattern_and_has_whole_old_rows_by_its_identity(
+    connection: psycopg.Connection[Any],
+) -> None:
+    connection.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); ALTER TABLE b REPLICA IDENTITY FULL;"
+        " CREATE TABLE c (id int PRIMARY KEY) PARTITION BY RANGE (id); ALTER TABLE c REPLICA IDENTITY FULL;"
+        " CREATE TABLE c1 PARTITION OF c FOR VALUES FROM (1) TO (5);"
+    )
+    tables = captured(connection, "public.a", "public.b", "public.c", upsert_tables=("public.a", "*.c*"))
+    assert [table.upserts for table in tables] == [True, False, True]
+    assert [table.whole_old_rows for table in tables] == [False, True, False]
+    connection.execute("ALTER TABLE c1 REPLICA IDENTITY FULL")
+    assert captured(connection, "public.c")[0].whole_old_rows
+    with pytest.raises(MissingTable, match=r"main\.upsert_tables names public\.b, but no such table is captured"):
+        captured(connection, "public.a", upsert_tables=("public.b",))
 
 
 REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {

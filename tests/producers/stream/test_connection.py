@@ -17,7 +17,7 @@ from producers.source import slots
 from producers.stream import messages as m
 from producers.stream.connection import ReplicationStream, _connect
 from producers.stream.frames import XLogData
-from producers.stream.start_command import Streaming, conninfo
+from producers.stream.start_command import Streaming, for_replication
 from schemas.errors import DatabaseUnavailable
 from schemas.events import UNCHANGED
 from tests.producers.replicas import PUBLICATION, emit_message, of, prepare, reading
@@ -295,7 +295,7 @@ def test_connection_ignores_settings_of_role_database_and_dsn(dsn: str, connecti
     for setting, value in harmful.items():
         connection.execute(f'ALTER DATABASE "{name}" SET {setting} = {value}')
     theirs = " ".join(f"-c {setting}={value.replace(' ', '')}" for setting, value in harmful.items())
-    opened = _connect(conninfo(make_conninfo(dsn, options=theirs)))
+    opened = _connect(for_replication(make_conninfo(dsn, options=theirs)))
     try:
         opened.exec_(pinned(opened.server_version, reading=True))
         shown = {setting: opened.exec_(f"SHOW {setting}".encode()).get_value(0, 0) for setting in harmful}

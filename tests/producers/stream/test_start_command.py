@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from producers.stream.start_command import Streaming, conninfo, quote, start_command
+from producers.stream.start_command import Streaming, for_replication, quote, start_command
 from schemas.errors import UsageError
 from schemas.positions import Lsn
 
@@ -56,9 +56,9 @@ def test_quote_doubles_inner_marks(text: str, mark: str, quoted: str) -> None:
     assert quote(text, mark) == quoted
 
 
-def test_conninfo_has_replication_settings() -> None:
+def test_address_has_replication_settings() -> None:
     given = "postgresql://me:secret@host:1/db?options=-c%20logical_decoding_work_mem%3D64kB&connect_timeout=3"
-    made = conninfo_to_dict(conninfo(given, "headrace main"))
+    made = conninfo_to_dict(for_replication(given, "headrace main").dsn)
     assert made["replication"] == "database"
     assert made["client_encoding"] == "UTF8"
     assert made["application_name"] == "headrace main"
@@ -69,6 +69,6 @@ def test_conninfo_has_replication_settings() -> None:
 
 def test_invalid_dsn_is_not_shown() -> None:
     with pytest.raises(UsageError) as caught:
-        conninfo("postgresql://me:secret@host:1/db?nonsense=1")
+        for_replication("postgresql://me:secret@host:1/db?nonsense=1")
     assert "secret" not in str(caught.value)
     assert caught.value.__suppress_context__

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from infra.postgres.control import Owner
@@ -118,8 +118,8 @@ def choice(named: tuple[str, ...], old: Server, new: Server, same_server: bool, 
     return Choice(seen, step if isinstance(step, Step) else None, None if back is old.rows else back)
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+# Tuples: hundreds of thousands of both are copied, hashed and compared.
+class Command(NamedTuple):
     """A run between two steps: it has confirmed the preconditions of `step`; `writes` is set once it has looked."""
 
     named: tuple[str, ...]
@@ -129,8 +129,7 @@ class Command:
     writes: Rows | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
     """One state. `zombie` is an old primary that is back; `slot` is second's producer's: none, incomplete, ready.
 
     `ghost` is a run that lost its session on the old side, while its session on the copy is still to write.
@@ -151,7 +150,7 @@ class World:
 
     def put(self, name: str, changed: Server | None) -> World:
         changes: dict[str, Any] = {name: changed}
-        return replace(self, **changes)
+        return self._replace(**changes)
 
     def commit(self, name: str, written: Rows) -> World:
         """Return the world after a server has written; its followers will replay that."""
@@ -179,7 +178,7 @@ class World:
             more = len(other.behind) - len(taken.behind)
             other = server(other.rows, True, more >= 0, other.behind[: max(0, more)])
         ghost = self.command if self.command is not None and self.command.writes is not None else None
-        world = replace(self, first=server(taken.rows), zombie=server(self.first.rows), command=None, ghost=ghost)
+        world = self._replace(first=server(taken.rows), zombie=server(self.first.rows), command=None, ghost=ghost)
         return world.put(name, None).put(left, other)
 
 
@@ -223,7 +222,7 @@ class Model:
             if standby is not None and standby.follows and not world.keeps_zombie:
                 yield world.failed_over(name)
         if world.slot == "half made":
-            yield replace(world, slot="made")
+            yield world._replace(slot="made")
         for name, own in (("first", FIRST), ("copy", SECOND)):
             writer = world.at(name)
             if writer is None or writer.standby or writer.rows.name != own:
@@ -235,11 +234,11 @@ class Model:
 
     def _commands(self, world: World) -> Iterator[World]:
         if world.ghost is not None:
-            yield self._opened(replace(world, ghost=None), world.ghost)
-            yield replace(world, ghost=None)
+            yield self._opened(world._replace(ghost=None), world.ghost)
+            yield world._replace(ghost=None)
         if world.command is not None:
-            yield replace(world, command=None)  # killed
-            yield self._continued(replace(world, command=None), world.command)
+            yield world._replace(command=None)  # killed
+            yield self._continued(world._replace(command=None), world.command)
             return
         for source, destination in self.ends:
             for named in NAMED:
@@ -257,8 +256,8 @@ class Model:
         if step is not Step.SLOT and not self._confirmed(world, source, destination):
             return
         if "one at a time" not in self.without:
-            world = replace(world, ghost=None)  # ended
-        yield replace(world, command=Command(found.seen.move.gitlab_schemas, source, destination, step))
+            world = world._replace(ghost=None)  # ended
+        yield world._replace(command=Command(found.seen.move.gitlab_schemas, source, destination, step))
 
     def _follows(self, world: World, source: str, destination: str) -> bool:
         """Whether the other server, if it is a standby, receives what this one writes now."""
@@ -292,14 +291,14 @@ class Model:
         assert new is not None
         match command.step:
             case Step.CLOSE:
-                world = replace(world, closes=world.closes + 1)
+                world = world._replace(closes=world.closes + 1)
                 number = 0 if "id of the move" in self.without else world.closes
                 changes = rules.closing(seen, lambda: UUID(int=number))
                 world = world.commit(command.source, old.rows.changed(changes))
             case Step.PROMOTE if command.destination == "copy":
                 world = world.put("copy", server(new.rows))
             case Step.SLOT:
-                world = replace(world, slot="half made" if world.slot == "none" else "none")
+                world = world._replace(slot="half made" if world.slot == "none" else "none")
             case Step.CLAIM:
                 number = 0 if "claim" in self.without else SERVERS.index(command.destination)
                 changes = rules.claiming(seen, lambda: UUID(int=number))
@@ -308,7 +307,7 @@ class Model:
                 world = world.commit(command.source, old.rows.changed(rules.releasing(seen)))
             case Step.OPEN:
                 written = new.rows.changed(rules.opening(seen, shared=False))
-                world = replace(world, command=replace(command, writes=written))
+                world = world._replace(command=command._replace(writes=written))
         return world
 
     def _opened(self, world: World, command: Command) -> World:

@@ -31,10 +31,14 @@ from tests.server_versions import MAJORS, server_or_skip
 pytestmark = pytest.mark.stack
 
 
-@pytest.fixture(scope="module", params=["oldest", "embedded"])
+on_the_oldest_too = pytest.mark.parametrize("server", ["oldest", "embedded"], indirect=True)
+"""For what depends on the server: how a slot is created, and the timelines of a copy that comes back."""
+
+
+@pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """The oldest supported PostgreSQL, and the stack's."""
-    if request.param == "embedded":
+    """The stack's PostgreSQL, with `on_the_oldest_too` also the oldest that is supported."""
+    if getattr(request, "param", "embedded") == "embedded":
         yield request.getfixturevalue("stack").postgres
         return
     with server_or_skip(MAJORS[0]) as oldest:
@@ -63,6 +67,7 @@ def refused(source: Source, kind: type[BaseException], words: str) -> None:
         raise Running(source).ended() or AssertionError("it started")
 
 
+@on_the_oldest_too
 def test_slot_created_before_the_opening_misses_nothing(moves: Moves) -> None:
     copy_all(moves.first)
     write(moves.first, 3)
@@ -91,6 +96,7 @@ def test_slot_created_after_the_opening_is_refused(moves: Moves) -> None:
     moves.second.require_equal("public.t")
 
 
+@on_the_oldest_too
 def test_slot_under_creation_at_the_opening_is_refused(moves: Moves, server: DatabaseServer) -> None:
     copy_all(moves.first)
     give(moves.first, "second")
@@ -247,6 +253,7 @@ def test_second_move_waits_only_for_the_last_owner(bootstrap_servers: str, prefi
         assert states(third.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
+@on_the_oldest_too
 def test_schema_that_moves_back_resumes_without_a_re_snapshot(moves: Moves) -> None:
     copy_all(moves.first)
     moves.move(moves.first, moves.second)
@@ -278,8 +285,8 @@ def test_schema_that_moves_back_ignores_positions_of_the_lost_server(
 ) -> None:
     """That server continued after the copy was promoted, at least with heartbeats, and so did its producer."""
 
-    def of_a_copy(connection: psycopg.Connection[Any], dsn: str, recorded: StreamState | None) -> ServerWal:
-        found = server_wal(connection, dsn, recorded)
+    def of_a_copy(connection: psycopg.Connection[Any], recorded: StreamState | None) -> ServerWal:
+        found = server_wal(connection, recorded)
         if recorded is None or recorded.source != "first":
             return found
         return replace(found, timeline=found.timeline + 2, parted={found.timeline: Lsn(recorded.commit_lsn - 1)})

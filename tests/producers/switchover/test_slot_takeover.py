@@ -9,7 +9,7 @@ import pytest
 
 from consumers.testing.waiting import until
 from infra.settings.model import DatabaseSettings
-from infra.stack import EmbeddedStack, embedded_stack
+from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.source import slots
 from producers.switchover.endpoints import Move
 from producers.switchover.rules import next_step
@@ -17,20 +17,21 @@ from producers.switchover.steps import opened
 from schemas.errors import OwnershipMoved
 from tests.producers.folding import states
 from tests.producers.pairs import Pair, kept, paired
+from tests.producers.servers import own_server
 from tests.producers.sources import Running, Source, running
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[EmbeddedStack]:
-    with embedded_stack() as stack:
-        yield stack
+def own() -> Iterator[EmbeddedPostgres]:
+    with own_server() as running:
+        yield running
 
 
 @pytest.fixture
-def pair(own: EmbeddedStack, prefix: str) -> Iterator[Pair]:
-    with paired(own.postgres, own.endpoints.bootstrap_servers, prefix) as made:
+def pair(own: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Iterator[Pair]:
+    with paired(own, bootstrap_servers, prefix) as made:
         yield made
 
 
@@ -41,12 +42,12 @@ def at(source: Source, dsn: str) -> Source:
     return Source(settings, psycopg.connect(dsn, autocommit=True), source.name)
 
 
-def test_taken_over_slot_survives_the_next_failover(own: EmbeddedStack, pair: Pair) -> None:
+def test_taken_over_slot_survives_the_next_failover(own: EmbeddedPostgres, pair: Pair) -> None:
     old = Running(pair.first)
     until(lambda: kept(pair.first, pair.standby), "the slot is on the standby")
     old.caught_up()
     pair.switch()
-    own.postgres.forget_standby(pair.name)
+    own.forget_standby(pair.name)
     assert isinstance(old.ended(), OwnershipMoved)
     assert pair.second.slot_state().failover
     pair.second.connection.execute("INSERT INTO t VALUES (3)")
@@ -102,13 +103,13 @@ def test_taken_over_slot_begins_at_the_old_slot_s_position(pair: Pair) -> None:
         slots.take_over(connection, f"{pair.name}_a", f"{pair.name}_b")
 
 
-def test_schema_that_moves_back_to_a_copy_of_its_new_owner_resumes(own: EmbeddedStack, pair: Pair) -> None:
+def test_schema_that_moves_back_to_a_copy_of_its_new_owner_resumes(own: EmbeddedPostgres, pair: Pair) -> None:
     """On servers of three timelines; the original `first` is gone."""
     old = Running(pair.first)
     until(lambda: kept(pair.first, pair.standby), "the slot is on the standby")
     old.caught_up()
     pair.switch()
-    own.postgres.forget_standby(pair.name)
+    own.forget_standby(pair.name)
     assert isinstance(old.ended(), OwnershipMoved)
     third = pair.standby.standby(f"{pair.name}_back")
     back = at(pair.first, third.dsn(pair.name))

@@ -47,7 +47,6 @@ with opened(load_settings(Path(sys.argv[1])), Move(("gitlab_main",), "first", "s
 """
 
 
-@on_the_oldest_too
 def test_switchover_killed_after_each_step_is_completed_by_a_rerun(ends: Ends) -> None:
     for step in Step:
         killed = subprocess.run([sys.executable, "-c", KILLED, ends.config, step.name.lower()], cwd=ROOT, check=False)

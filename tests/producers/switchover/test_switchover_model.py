@@ -110,7 +110,7 @@ def test_from_every_state_the_remedies_lead_to_one_owner_of_each(reachable: list
 
 def _follow_remedies(world: World, named: tuple[str, ...]) -> None:
     """Follow the command's remedies, with the right ends and standbys that come back, until there are none."""
-    world = replace(world, command=None, ghost=None, slot=world.slot if world.slot == "made" else "none")
+    world = world._replace(command=None, ghost=None, slot=world.slot if world.slot == "made" else "none")
     given_up: set[str] = set()
     for _ in range(30):
         world = _caught_up(world)
@@ -148,7 +148,7 @@ def _done(world: World, seen: View, step: Step) -> World:
     if step is Step.PROMOTE:
         return world.put("copy", server(copy.rows))
     if step is Step.SLOT:
-        return replace(world, slot="made")
+        return world._replace(slot="made")
     one = UUID(int=99)
     match step:
         case Step.CLOSE:

@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from schemas.codec.encoder import Encoder
-from schemas.events import UNCHANGED, Column, Relation
+from schemas.events import UNCHANGED, Column, Origin, Relation
 
 Pair = tuple[bytes, Any]
 """A value's text and what a reader should see."""
@@ -176,7 +176,7 @@ def encoder_of(sample: Sample, compiled: bool) -> Encoder:
         sample.relation,
         "gitlab_main",
         sample.key,
-        database="main",
+        origin=Origin("main", "postgres"),
         value_schema_id=7,
         key_schema_id=8,
         compiled=compiled,
@@ -199,6 +199,11 @@ def copy_line(row: list[Any]) -> bytes:
     return b"\t".join(fields) + b"\n"
 
 
+def is_apart(value: object, avro: Any) -> bool:
+    """Whether a value is in an event's `exact`: a text whose column has another type."""
+    return isinstance(value, str) and isinstance(avro, dict) and avro["logicalType"] != "uuid"
+
+
 def same(left: object, right: object) -> bool:
     """Whether two values are the same, NaN and the sign of zero included."""
     return type(left) is type(right) and (left == right or repr(left) == repr(right))
@@ -209,4 +214,4 @@ def plain_key(value: Any, text: bytes) -> Any:
     return text.decode() if isinstance(value, date | datetime | time | Decimal) else value
 
 
-__all__ = ["Sample", "copy_line", "encoder_of", "plain_key", "same", "samples"]
+__all__ = ["Sample", "copy_line", "encoder_of", "is_apart", "plain_key", "same", "samples"]

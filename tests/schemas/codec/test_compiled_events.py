@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.codec import implementation
-from schemas.codec.projection import Project, _read_names, projection
-from schemas.codec.row_encoder import encode_names
+from schemas.codec.projection import Project, _read_exact, _read_names, projection
+from schemas.codec.row_encoder import encode_names, encode_texts
 from schemas.errors import Malformed
 from schemas.events import ChangeEvent, Op
 from schemas.positions import Lsn
@@ -99,7 +99,7 @@ def test_a_reader_is_forgotten_with_what_makes_its_values() -> None:
             return cell
 
     maker = Maker()
-    maker.reader = implementation.compiled.Reader(((1, False, "id", maker),))
+    maker.reader = implementation.compiled.Reader(((1, "id", maker),))
     gone = weakref.ref(maker)
     del maker
     gc.collect()
@@ -112,10 +112,10 @@ def test_a_reader_is_forgotten_with_what_makes_its_values() -> None:
         ((), TypeError),
         ((5,), TypeError),
         (((5,),), TypeError),
-        ((((9, False, "id", None),),), ValueError),
-        ((((-1, False, "id", None),),), ValueError),
-        ((((5, False, "id", None),),), ValueError),
-        ((((1, True, "id", None),),), ValueError),
+        ((((9, "id", None),),), ValueError),
+        ((((-1, "id", None),),), ValueError),
+        ((((5, "id", None),),), ValueError),
+        ((((1, True, "id", None),),), TypeError),
     ],
 )
 def test_reader_with_invalid_arguments_is_refused(arguments: tuple[Any, ...], error: type[Exception]) -> None:
@@ -128,9 +128,9 @@ def test_read_with_invalid_arguments_is_refused(arguments: tuple[Any, ...]) -> N
     reader = implementation.compiled.Reader(())
     with pytest.raises(TypeError):
         reader.read(*arguments)
-    assert reader.read(b"\0\0\0\0\0", 0) == (0, 0, (), None, None)
-    for position in (-1, 6, 1 << 70):
-        assert reader.read(b"\0\0\0\0\0", position) is None
+    assert reader.read(b"\0\0\0\0\0\0", 0) == (0, 0, (), None, None, None)
+    for position in (-1, 7, 1 << 70):
+        assert reader.read(b"\0\0\0\0\0\0", position) is None
 
 
 @pytest.mark.parametrize("arguments", [(), (b"a",), ("a", ()), (b"a", [b"a"]), (b"a", ("a",))])
@@ -145,11 +145,25 @@ def test_names_of_columns_left_out_are_read_as_in_python(names: list[str], data:
     at = data.draw(st.integers(0, len(written)))
     broken = written[:at] + data.draw(st.binary(max_size=2)) + written[at + data.draw(st.integers(0, 2)) :]
     read = implementation.compiled.Reader(()).read
-    assert read(b"\0\0" + written + b"\0\0", 0) == (0, 0, tuple(names), None, None)
-    found = read(b"\0\0" + broken + b"\0\0", 0)
+    assert read(b"\0\0" + written + b"\0\0\0", 0) == (0, 0, tuple(names), None, None, None)
+    found = read(b"\0\0" + broken + b"\0\0\0", 0)
     if found is not None:
-        assert found[2] == _read_names(broken + b"\0\0", 0)[0]
+        assert found[2] == _read_names(broken + b"\0\0\0", 0)[0]
+
+
+@given(st.lists(st.tuples(st.text(max_size=70), st.text(max_size=70)), max_size=4), st.data())
+def test_exact_texts_are_read_as_in_python(texts: list[tuple[str, str]], data: st.DataObject) -> None:
+    one = encode_texts([(name, text.encode()) for name, text in texts])
+    written = b"\x02" + one + one
+    at = data.draw(st.integers(0, len(written)))
+    broken = written[:at] + data.draw(st.binary(max_size=2)) + written[at + data.draw(st.integers(0, 2)) :]
+    read = implementation.compiled.Reader(()).read
+    assert read(b"\0\0\0\0\0" + written, 0) == (0, 0, (), None, None, (dict(texts), dict(texts)))
+    found = read(b"\0\0\0\0\0" + broken, 0)
+    if found is not None:
+        assert (found[5], len(broken)) == _read_exact(broken, 0)
 
 
 def test_a_block_of_names_with_its_size_is_left_to_python() -> None:
-    assert implementation.compiled.Reader(()).read(b"\0\0\x01\x04\x02a\0\0\0", 0) is None
+    assert implementation.compiled.Reader(()).read(b"\0\0\x01\x04\x02a\0\0\0\0", 0) is None
+    assert implementation.compiled.Reader(()).read(b"\0\0\0\0\0\x02\x01\x08\x02a\x02b\0\0", 0) is None

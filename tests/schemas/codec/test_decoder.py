@@ -13,7 +13,7 @@ from schemas.codec.decoder import Decoder, KeyDecoder, projection
 from schemas.codec.encoder import Encoder
 from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed, UsageError
-from schemas.events import UNCHANGED, ChangeEvent, Column, Op, Relation, Source
+from schemas.events import UNCHANGED, ChangeEvent, Column, Op, Origin, Relation, Source
 from schemas.positions import Lsn, Position
 from tests.schemas.codec.rows import Sample, plain_key, same, samples
 
@@ -22,7 +22,14 @@ SEEN, COMMITTED = 1_700_000_000_123, 1_700_000_000_000
 
 
 def encoder_of(sample: Sample) -> Encoder:
-    return Encoder(sample.relation, "gitlab_main", sample.key, database="main", value_schema_id=7, key_schema_id=8)
+    return Encoder(
+        sample.relation,
+        "gitlab_main",
+        sample.key,
+        origin=Origin("main", "postgres"),
+        value_schema_id=7,
+        key_schema_id=8,
+    )
 
 
 def written(sample: Sample) -> list[tuple[bytes, bytes]]:
@@ -119,7 +126,9 @@ def test_arbitrary_bytes_are_malformed_or_an_event(sample: Sample, data: st.Data
 def notes() -> Encoder:
     columns = (Column("id", 20), Column("note", 25), Column("state", 25))
     relation = Relation(1, "public", "notes", "d", columns, ("id",))
-    return Encoder(relation, "gitlab_main", ["id"], database="main", value_schema_id=7, key_schema_id=8)
+    return Encoder(
+        relation, "gitlab_main", ["id"], origin=Origin("main", "postgres"), value_schema_id=7, key_schema_id=8
+    )
 
 
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 127, 8191, 8192, 1 << 20])

@@ -14,9 +14,10 @@ from schemas.avro import value_schema
 from schemas.codec import implementation
 from schemas.codec.encoder import Encoder
 from schemas.errors import Malformed, UsageError
-from schemas.events import UNCHANGED, Column, Op, Relation
+from schemas.events import UNCHANGED, Column, Op, Origin, Relation
+from schemas.formats import PROGRAM
 from schemas.positions import Lsn
-from tests.schemas.codec.rows import Sample, copy_line, encoder_of, plain_key, samples
+from tests.schemas.codec.rows import Sample, copy_line, encoder_of, is_apart, plain_key, samples
 
 LSN = Lsn(0x16_B374_D848)
 SEEN, COMMITTED = 1_700_000_000_123, 1_700_000_000_000
@@ -34,12 +35,18 @@ def reference(schema: Any, schema_id: int, datum: dict[str, Any]) -> bytes:
 
 def row_datum(schema: Any, values: list[Any]) -> dict[str, Any]:
     fields = schema["fields"][4]["type"][1]["fields"]
-    return {field["name"]: branch(field["type"], value) for field, value in zip(fields, values, strict=True)}
+    return {field["name"]: cell(field["type"], value) for field, value in zip(fields, values, strict=True)}
 
 
-def branch(union: list[Any], value: Any) -> Any:
-    # Named, since fastavro would try to read a text as a date where a date may stand too.
-    return None if value is UNCHANGED else ("string", value) if len(union) == 3 and isinstance(value, str) else value
+def cell(union: list[Any], value: Any) -> Any:
+    assert len(union) == 2
+    return None if value is UNCHANGED or is_apart(value, union[1]) else value
+
+
+def exact_texts(schema: Any, values: dict[str, Any]) -> dict[str, str]:
+    """Return column → text of the values that a row's cells cannot represent."""
+    types = [field["type"][1] for field in schema["fields"][4]["type"][1]["fields"]]
+    return {name: value for (name, value), avro in zip(values.items(), types, strict=True) if is_apart(value, avro)}
 
 
 def reference_key(encoder: Encoder, sample: Sample, index: int) -> bytes:
@@ -50,20 +57,29 @@ def reference_key(encoder: Encoder, sample: Sample, index: int) -> bytes:
 
 
 def reference_value(encoder: Encoder, op: str, ordinal: int, before: Any, after: Any, unchanged: list[str]) -> bytes:
+    """Return a record as fastavro writes it; `before` and `after` are column → value, None without that row."""
     snapshot = op == "r"
+    exact = {
+        side: exact_texts(encoder.value_schema, row) if row is not None else {}
+        for side, row in (("before", before), ("after", after))
+    }
+    before, after = (row and row_datum(encoder.value_schema, list(row.values())) for row in (before, after))
     return reference(
         encoder.value_schema,
         7,
         {
             "op": op,
             "source": {
-                "database": "main",
+                "version": PROGRAM,
+                "connector": "postgresql",
+                "name": "main",
+                "db": "postgres",
                 "gitlab_schema": "gitlab_main",
                 "schema": encoder.relation.schema,
                 "table": encoder.relation.table,
-                "xid": None if snapshot else 4_000_000_000,
+                "txId": None if snapshot else 4_000_000_000,
                 "ts_ms": COMMITTED,
-                "snapshot": snapshot,
+                "snapshot": "true" if snapshot else "false",
                 "lsn": LSN,
                 "ordinal": ordinal,
             },
@@ -71,6 +87,7 @@ def reference_value(encoder: Encoder, op: str, ordinal: int, before: Any, after:
             "unchanged": unchanged,
             "before": before,
             "after": after,
+            "exact": exact if any(exact.values()) else None,
         },
     )
 
@@ -90,8 +107,7 @@ def test_changes_are_what_fastavro_writes(compiled: bool, sample: Sample, ordina
     encoder = encoder_of(sample, compiled)
     for index, (texts, row) in enumerate(zip(sample.texts, sample.values, strict=True)):
         key, value = encoder.change(prefix(encoder, Op.CREATE), ordinal, SEEN, texts)
-        after = row_datum(encoder.value_schema, list(row.values()))
-        assert value == reference_value(encoder, "c", ordinal, None, after, named(row))
+        assert value == reference_value(encoder, "c", ordinal, None, row, named(row))
         assert key == encoder.key(texts) == reference_key(encoder, sample, index)
 
 
@@ -105,14 +121,12 @@ def test_old_rows_are_what_fastavro_writes(compiled: bool, sample: Sample) -> No
     lacking = [] if full else [c.name for c in sample.relation.columns if c.name not in covered]
     new_texts, new = sample.texts[-1], sample.values[-1]
     old_texts, old = sample.texts[0], sample.values[0]
-    told = [value if full or name in covered else None for name, value in old.items()]
-    before = row_datum(encoder.value_schema, told)
+    before = {name: value if full or name in covered else None for name, value in old.items()}
     key, value = encoder.delete(prefix(encoder, Op.DELETE), 3, SEEN, old_texts)
     assert value == reference_value(encoder, "d", 3, before, None, lacking)
     assert key == reference_key(encoder, sample, 0)
     key, value = encoder.update(prefix(encoder, Op.UPDATE), 3, SEEN, old_texts, new_texts)
-    after = row_datum(encoder.value_schema, list(new.values()))
-    assert value == reference_value(encoder, "u", 3, before, after, named(new))
+    assert value == reference_value(encoder, "u", 3, before, new, named(new))
     assert key == reference_key(encoder, sample, len(sample.texts) - 1)
 
 
@@ -124,8 +138,7 @@ def test_copied_rows_are_what_fastavro_writes(compiled: bool, sample: Sample, ti
     data = b"".join(map(copy_line, sample.texts)) * times
     keys, values = encoder.encode_copy_chunk(data, encoder.copy_prefix(lsn=LSN, ordinal=9, ts_ms=COMMITTED))
     assert keys == [reference_key(encoder, sample, index) for index in range(len(sample.texts))] * times
-    rows = (row_datum(encoder.value_schema, list(row.values())) for row in sample.values)
-    assert values == [reference_value(encoder, "r", 9, None, row, []) for row in rows] * times
+    assert values == [reference_value(encoder, "r", 9, None, row, []) for row in sample.values] * times
 
 
 @both_codecs
@@ -221,5 +234,7 @@ def test_no_lines_are_no_records(compiled: bool) -> None:
 def test_the_key_must_be_columns() -> None:
     relation = simple("amount", 23).relation
     with pytest.raises(UsageError, match="nothing"):
-        Encoder(relation, "gitlab_main", ["nothing"], database="main", value_schema_id=7, key_schema_id=8)
+        Encoder(
+            relation, "gitlab_main", ["nothing"], origin=Origin("main", "postgres"), value_schema_id=7, key_schema_id=8
+        )
     assert value_schema(relation, "gitlab_main") == value_schema(relation, "gitlab_main")

@@ -119,12 +119,12 @@ import sys
 sys.path[:] = {path!r}
 from schemas.codec import implementation
 from schemas.codec.encoder import Encoder
-from schemas.events import UNCHANGED, Column, Relation
+from schemas.events import UNCHANGED, Column, Origin, Relation
 assert implementation.name == "C"
 relation = Relation(1, "public", "t", "d", (Column("id", 20), Column("note", 25)), ("id",))
-encoder = Encoder(relation, "gitlab_main", ["id"], database="main", value_schema_id=7, key_schema_id=8)
+encoder = Encoder(relation, "gitlab_main", ["id"], origin=Origin("main", "main"), value_schema_id=7, key_schema_id=8)
 key, value = encoder.change(b"", 0, 0, [b"1", UNCHANGED])
-assert (key, value) == (b"\\0\\0\\0\\0\\x08\\x02", b"\\0\\0\\x02\\x08note\\0\\0\\x02\\x02\\x02\\0"), (key, value)
+assert (key, value) == (b"\\0\\0\\0\\0\\x08\\x02", b"\\0\\0\\x02\\x08note\\0\\0\\x02\\x02\\x02\\0\\0"), (key, value)
 """
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from schemas.codec import implementation
 from schemas.events import UNCHANGED
+from tests.schemas.codec.fake_libpq import CONNECTION, WAIT, FakeLibpq
 
 pytestmark = pytest.mark.skipif(implementation.compiled is None, reason="installed without a C compiler")
 
@@ -123,7 +124,7 @@ def refuse_plans(codec: ModuleType) -> None:
 def plans_in_a_cycle(codec: ModuleType) -> None:
     holder: list[Any] = []
     holder.append(plan(codec, python=holder.append))
-    holder.append(codec.Reader(((1, False, NOISE.decode(), holder.append),)))
+    holder.append(codec.Reader(((1, NOISE.decode(), holder.append),)))
 
 
 def rows(codec: ModuleType) -> None:
@@ -153,13 +154,22 @@ def events(codec: ModuleType) -> None:
             raise Fails
         return NOISE + cell
 
-    reader = codec.Reader(((4, False, "text", None), (4, True, "made", make), (1, False, None, None)))
+    reader = codec.Reader(((4, "text", None), (4, "made", make), (1, None, None)))
     row = b"\x02\x02\x04aa\x02\x04aa\x02\x02"
+    texts = b"\x80\x01" + b"t" * 64 + b"\0"
     for value in (
-        b"\0\0\0\0" + row,
-        b"\0\0\0" + row + b"\0",
+        b"\0\0\0\0" + row + b"\0",
+        b"\0\0\0" + row + b"\0\0",
+        b"\0\0\0" + row + row + b"\0",
         b"\0\0\0" + row + row,
-        b"\0\0\x02\x04aa\0\0" + row,
+        b"\0\0\0\0\0\x02\0\x02\x04aa" + texts,
+        b"\0\0\0\0\0\x02\x02\x04aa" + texts + b"\x02\x04aa" + texts,
+        b"\0\0\0\0\0\x02\x02\x04aa" + texts + b"\x02\x04aa",
+        b"\0\0\0\0\0\x02\x02\x04aa" + texts + b"\x02\x04\xff\xff" + texts,
+        b"\0\0\0\0\0\x02\x02\x04aa\x04\xff\xff\0\0",
+        b"\0\0\0\0\0\x02\x03\x0a\x04aa" + texts + b"\0",
+        b"\0\0\0\0\0\x04",
+        b"\0\0\x02\x04aa\0\0" + row + b"\0",
         b"\0\0\x02\x04aa",
         b"\0\0\x02\x04\xff\xff\0\0" + row,
         b"\0\0\x01\x04aa\0\0" + row,
@@ -173,7 +183,7 @@ def events(codec: ModuleType) -> None:
     for arguments in ((), (5, 0), (b"", "0")):
         with contextlib.suppress(TypeError):
             reader.read(*arguments)
-    for cells in ((), (5,), ((9, False, "id", None),), ((1, True, "id", None),), ((1, False, "id", make), (1,))):
+    for cells in ((), (5,), ((9, "id", None),), ((5, "id", None),), ((1, "id", make), (1,))):
         with contextlib.suppress(TypeError, ValueError):
             codec.Reader(cells)
 
@@ -205,8 +215,23 @@ def messages(codec: ModuleType) -> None:
             codec.copy_data(argument)
 
 
+def lines_of_libpq(codec: ModuleType) -> None:
+    cases: list[tuple[list[bytes | int], bool]] = [
+        ([NOISE, WAIT, NOISE], False),
+        ([NOISE, WAIT, WAIT], False),
+        ([NOISE, WAIT], True),
+    ]
+    for answers, lost in cases:
+        for room, longest in ((1 << 62, 1 << 62), (100, 100), (10, 10), (-1, 10)):
+            codec.libpq_lines(FakeLibpq(answers, lost=lost).functions, CONNECTION, room, longest, False)
+    for arguments in ((), ((1, 2, 0), 1, 1, 1, False), ((1, 2, 3), "1", 1, 1, False)):
+        with contextlib.suppress(TypeError, ValueError):
+            codec.libpq_lines(*arguments)
+
+
 WORK: Final = (
     encode_every_kind, encode_blocks_of_lines, refuse_plans, plans_in_a_cycle, rows, events, stretches, messages,
+    lines_of_libpq,
 )  # fmt: skip
 
 

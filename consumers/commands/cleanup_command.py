@@ -1,0 +1,53 @@
+"""The command `headrace cleanup`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infra.cli.options import Config, Json, Yes
+
+if TYPE_CHECKING:
+    from consumers.operations.cleanup import StaleRecord
+
+
+def cleanup(
+    database: Annotated[str, typer.Argument(metavar="DATABASE", help="A [databases.NAME] of the settings.")],
+    config: Config = None,
+    json: Json = False,
+    yes: Yes = False,
+) -> None:
+    """List or remove records that a switchover left behind.
+
+        headrace cleanup main
+
+    These are records of migrations whose gitlab schema the database no longer owns. Without --yes they are only listed.
+    Records are kept if the database owns the gitlab schema, or if no other database confirms that it does.
+    """
+    from consumers.operations.cleanup import remove, stale_records
+    from infra.settings.file import load_settings
+
+    settings = load_settings(config)
+    removed = remove(settings, database) if yes else []
+    left = stale_records(settings, database)
+    if json:
+        typer.echo(jsonlib.dumps({"removed": [asdict(each) for each in removed], "stale": [asdict(e) for e in left]}))
+        return
+    for record in removed:
+        typer.echo(f"removed  {_line(record)}")
+    for record in left:
+        typer.echo(f"stale    {_line(record)}" + (f"; kept: {record.kept}" if record.kept else ""))
+    if not removed and not left:
+        typer.echo(f"{database} has no stale records")
+    elif any(record.kept is None for record in left):
+        typer.echo(f"remove them with: headrace cleanup {database} --yes")
+
+
+def _line(record: StaleRecord) -> str:
+    return (
+        f"{record.migration} ({record.gitlab_schema}, owned by {record.owner}): run {record.run},"
+        f" {record.applied} applied"
+    )

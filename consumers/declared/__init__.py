@@ -1,0 +1,1 @@
+"""Migrations without code: sections of the settings, checked on the server before they run."""

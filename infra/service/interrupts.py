@@ -1,0 +1,145 @@
+"""Ends a command within a second of Ctrl-C, also while it waits for a server in a library that no signal interrupts.
+
+`guarded` is around a whole command. Ctrl-C raises KeyboardInterrupt as always, and `stop_on_signals` sets an event; if
+the process is still there after that, a thread ends it as if killed, which every command allows for. What must be
+finished instead is in `finishing`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, NoReturn
+
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, as a shell reports it: 128 plus the signal's number."""
+STOPPED: Final = "headrace: stopped; start it again to continue"
+STUCK: Final = "headrace: exited without waiting for a server that does not answer; nothing is lost"
+
+_PATIENCE_SECONDS: Final = 0.75
+"""How long a command may take to end by itself after the signal."""
+_LOOK_SECONDS: Final = 0.05
+
+
+class _State:
+    """The process's own: whether it was asked to stop, and what it has to finish before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._limits: list[float] = []
+        self._ways: list[int] = []
+        self.asked = False
+
+    def begin(self, seconds: float) -> None:
+        with self._lock:
+            self._limits.append(seconds)
+
+    def finish(self, seconds: float) -> None:
+        with self._lock:
+            self._limits.remove(seconds)
+
+    @property
+    def limit(self) -> float:
+        """How long the process may take after the signal, in seconds."""
+        with self._lock:
+            return max(self._limits, default=_PATIENCE_SECONDS)
+
+    def push(self, exit_code: int) -> None:
+        self._ways.append(exit_code)
+
+    def pop(self) -> None:
+        self._ways.pop()
+
+    def end(self) -> NoReturn:
+        """End the process with the one line that an operator sees of it."""
+        with self._lock:
+            code, line = (self._ways[-1], STUCK) if self._ways else (INTERRUPTED, STOPPED)
+            leave(code, line)
+
+
+_STATE: Final = _State()
+
+
+def note() -> None:
+    """Record that the process was asked to stop."""
+    _STATE.asked = True
+
+
+def asked() -> bool:
+    """Return whether the process was asked to stop."""
+    return _STATE.asked
+
+
+@contextmanager
+def finishing(seconds: float = math.inf) -> Iterator[None]:
+    """Let the work inside end by itself within `seconds` of a signal, by default however long it takes."""
+    _STATE.begin(seconds)
+    try:
+        yield
+    finally:
+        _STATE.finish(seconds)
+
+
+@contextmanager
+def ending_with(exit_code: int) -> Iterator[None]:
+    """End the process with `exit_code` if the work inside does not end by itself after a signal."""
+    _STATE.push(exit_code)
+    try:
+        yield
+    finally:
+        if not _STATE.asked:  # what is closed after the work may wait, too
+            _STATE.pop()
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Watch for signals in a separate thread; for the main thread, around a whole command."""
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(receiver,), name="interrupts", daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        sender.close()
+        watcher.join()
+        receiver.close()
+
+
+def leave(exit_code: int, line: str | None = None) -> NoReturn:
+    """End the process now, without the destructors of libraries, which may wait for a server."""
+    with suppress(OSError, ValueError):
+        if line is not None:
+            os.write(2, f"{line}\n".encode())
+        sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _watch(receiver: socket.socket) -> None:
+    limit: threading.Thread | None = None
+    while numbers := receiver.recv(16):
+        for number in numbers:
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            note()
+            if limit is None:
+                limit = threading.Thread(target=_limit, name="limit of an interrupt", daemon=True)
+                limit.start()
+            elif _STATE.limit < math.inf:
+                _STATE.end()  # the second one
+
+
+def _limit() -> None:
+    begun = time.monotonic()
+    while time.monotonic() - begun < _STATE.limit:
+        time.sleep(_LOOK_SECONDS)
+    _STATE.end()

@@ -1,0 +1,160 @@
+"""Examines sources for `headrace check`, and prints what it found."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from infra.cli.advice import Advice, Adviser
+from infra.guard import given_away
+from infra.kafka import clients, denials, durability, topic_requirements
+from infra.postgres.connect import session
+from infra.rights import kafka_rights
+from infra.schema_registry.topic_registry import ensure_answers, ensure_registers
+from infra.service import log
+from infra.settings.file import load_settings
+from infra.settings.model import Settings
+from infra.state.positions import Positions, read_sources
+from infra.state.snapshot_requests import RequestRefused
+from producers.publish.registry_check import changed_registry
+from producers.session.check import contradicted_patterns, hindrances, outlook, partial_updates
+from producers.session.slot_monitor import Forecast
+from producers.source import rights as producer_rights
+from producers.source.preflight import Finding
+from producers.walk.run import storage_walk_topic
+from schemas.codec import implementation
+from schemas.errors import HeadraceError, PreflightFailed, printable
+
+
+def report(advise: Adviser, names: Sequence[str], config: Path | None, *, as_json: bool) -> None:
+    """Print what the named sources and migrations lack, or all; raises typer.Exit with 3 if it is anything."""
+    settings = load_settings(config)
+    log.configure(settings.log)
+    known = (*settings.databases, *settings.virtual_storages)
+    sources = [name for name in known if not names or name in names]
+    migrations = [name for name in names if name not in known]
+    advice = [*advise(settings, migrations)] if migrations or not names else []
+    _check(settings, sources, [*advice, *_recorded(settings), *_slow()], as_json)
+
+
+def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool) -> None:
+    found: list[dict[str, Any]] = []
+    slots: list[tuple[str, Forecast]] = []
+    for where, finding in _examined(settings, sources):
+        if isinstance(finding, Forecast):
+            slots.append((where, finding))
+        elif isinstance(finding, Advice):
+            advice = [*advice, finding]
+        else:
+            found.append({"where": where, **asdict(finding)})
+    for each in advice:
+        if each.blocks:
+            found.append(each.document())
+    advice = [each for each in advice if not each.blocks]
+    if json:
+        described = [forecast.document(where.partition(".")[2]) for where, forecast in slots]
+        advised = [each.document() for each in advice]
+        print(jsonlib.dumps({"findings": found, "slots": described, "advice": advised}))
+    for one in [] if json else found:
+        lines = [f"{one['where']}: {one['problem']}; {one['remedy']}", *one["shown"]]
+        print("\n".join(map(printable, lines)))
+    for where, forecast in [] if json else slots:
+        print(printable(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}"))
+    for each in [] if json else advice:
+        print(str(each))
+    if found:
+        raise typer.Exit(PreflightFailed.exit_code)
+    if not json:
+        databases = [name for name in sources if name in settings.databases]
+        print(f"ready: Kafka, the registry and {len(databases)} database(s)")
+
+
+def _recorded(settings: Settings) -> Iterator[Advice]:
+    """Yield advice from the positions that blocks no start."""
+    try:
+        clients.ensure_reachable(settings.kafka)
+        sources = read_sources(settings)
+    except HeadraceError:
+        return  # reported as a finding; without the positions nothing is known
+    for name, state in sources.items():
+        if state.stream is not None and state.stream.refused_request is not None:
+            problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
+            yield Advice(f"databases.{name}", problem, (), RequestRefused.__doc__ or "")
+        topics = [snapshot.topic for snapshot in state.snapshots.values()]
+        for problem, remedy in topic_requirements.forgetful(settings.kafka, topics):
+            yield Advice(f"databases.{name}", problem, (), remedy)
+    yield from durability.weaknesses(settings)
+    yield from given_away.advise(settings, sources)
+
+
+def _slow() -> Iterator[Advice]:
+    if implementation.compiled is None:
+        yield Advice("headrace", implementation.MISSING, (), implementation.MISSING_REMEDY)
+
+
+def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast | Advice]]:
+    positions: Positions | None = None
+    try:
+        clients.ensure_reachable(settings.kafka)
+        positions = Positions(settings.prefix, settings.kafka)
+    except HeadraceError as error:
+        yield "kafka", Finding(error.problem, error.remedy, error.shown)
+    try:
+        ensure_answers(settings)
+    except HeadraceError as error:
+        yield "registry", Finding(error.problem, error.remedy, error.shown)
+    else:
+        yield from (("registry", finding) for finding in _of_registry(settings, sources, positions))
+    for name in sources:
+        if name in settings.virtual_storages:
+            yield from _of_walks(settings, name, positions)
+            continue
+        try:
+            with session(settings.databases[name], name="check", reading=True) as connection:
+                for finding in hindrances(connection, settings, name, positions):
+                    yield f"databases.{name}", finding
+                forecast = outlook(connection, settings, name, positions)
+                if forecast is not None:
+                    yield f"databases.{name}", forecast
+                for advise in (contradicted_patterns, partial_updates):
+                    yield from ((advice.where, advice) for advice in advise(connection, settings, name))
+        except HeadraceError as error:
+            yield f"databases.{name}", Finding(error.problem, error.remedy, error.shown)
+
+
+def _of_registry(settings: Settings, sources: list[str], positions: Positions | None) -> Iterator[Finding]:
+    """Yield the recorded topics whose schemas the registry does not have, and what it denies to producers."""
+    try:
+        recorded = {name: state.snapshots for name, state in positions.sources().items()} if positions else {}
+        changed = list(changed_registry(settings, recorded))
+    except HeadraceError:
+        return  # reported by another check
+    yield from (Finding(each.problem, each.remedy) for each in changed)
+    topics = [each.topic for name in sources for each in recorded.get(name, {}).values()]
+    if sources and not changed:
+        try:
+            ensure_registers(settings, topics)
+        except HeadraceError as error:
+            yield Finding(error.problem, error.remedy)
+
+
+def _of_walks(settings: Settings, name: str, positions: Positions | None) -> Iterator[tuple[str, Finding]]:
+    """Yield the Kafka rights that a walk of a virtual storage lacks; does not connect to the storage."""
+    if positions is None:
+        return
+    where = f"virtual_storages.{name}"
+    try:
+        found = kafka_rights.lacking(
+            settings.kafka, producer_rights.acls(settings, name), [storage_walk_topic(settings)]
+        )
+    except HeadraceError as error:
+        yield where, Finding(error.problem, error.remedy, error.shown)
+        return
+    if found:
+        problem = f"Kafka denies {denials.principal(settings.kafka)} {kafka_rights.listed(found)}"
+        yield where, Finding(problem, f"grant it: `headrace init --acls {name}` prints what is needed")

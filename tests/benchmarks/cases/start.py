@@ -1,0 +1,81 @@
+"""Measures how soon each command asks a server, and how soon Ctrl-C ends it while that says nothing.
+
+The peer is an interpreter that imports argparse and pydantic, in the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from tests.benchmarks.bench import Bench, median
+from tests.benchmarks.figures import Figure, Target
+from tests.shells import Shell
+from tests.waiting_commands import WAITING, configure
+
+_HELP: Final = ("--help", "status --help", "consume --help", "new migration --help")
+_PATIENCE: Final = 60.0
+
+
+def figures(bench: Bench) -> Iterator[Figure]:
+    """Start each command and interrupt it as soon as it has connected; all are given the same silent server."""
+    place = bench.place / "start"
+    place.mkdir(exist_ok=True)
+    yield from measured(place, bench.runs)
+
+
+def measured(place: Path, runs: int) -> Iterator[Figure]:
+    """Yield the figures, medians of `runs`; needs no servers."""
+    shell = Shell(place)
+    floor = median(_ended(shell, "-c", "import argparse, pydantic") for _ in range(runs))
+    for words in _HELP:
+        seconds = median(_ended(shell, "-m", "headrace", *words.split()) for _ in range(runs))
+        yield Figure(f"start, {words}", seconds, "s", floor, Target(at_most=0.35), smaller=True)
+    stops = []
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        configure(shell, server.getsockname()[1])
+        for words in WAITING:
+            found = [_interrupted(shell, server, words) for _ in range(runs)]
+            stops += [stop for _, stop in found]
+            seconds = median(start for start, _ in found)
+            yield Figure(f"start, {words}", seconds, "s", floor, Target(at_most=0.35), smaller=True)
+    yield Figure("start, slowest end after Ctrl-C", max(stops), "s", target=Target(at_most=1), smaller=True)
+
+
+def _ended(shell: Shell, *arguments: str) -> float:
+    """Return the seconds from the start of an interpreter to its end."""
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, *arguments], cwd=shell.directory, env=shell.environment, capture_output=True, check=True
+    )
+    return time.monotonic() - began
+
+
+def _interrupted(shell: Shell, server: socket.socket, words: str) -> tuple[float, float]:
+    """Return the seconds from the start of a command to its first connection, and from Ctrl-C to its end."""
+    _forget(server)
+    began = time.monotonic()
+    process = shell.start(*words.split())
+    accepted, _ = server.accept()
+    with accepted:
+        connected = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=_PATIENCE)
+        ended = time.monotonic()
+    return connected - began, ended - connected
+
+
+def _forget(server: socket.socket) -> None:
+    """Close what an earlier command has connected in the meantime."""
+    server.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+    server.settimeout(_PATIENCE)
