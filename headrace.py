@@ -96,7 +96,7 @@ COMMANDS: Final = {
     "consume": ("Run a consumer of a migration until it is stopped.", "consumers.commands.consume:consume"),
     "status": ("Show the progress of every migration and source.", "consumers.commands.consume:status"),
     "migrations": ("List the migrations, and what each one does.", "consumers.commands.migrations_command:migrations"),
-    "try": ("Show what a migration does with one row, without writing.", "consumers.commands.try_command:try_"),
+    "try": ("Show what a migration does with one row; write nothing.", "consumers.commands.try_command:try_"),
     "pause": ("Pause a migration; its consumers stay and wait.", "consumers.commands.consume:pause"),
     "resume": ("Resume a paused or failed migration.", "consumers.commands.consume:resume"),
     "replay": ("Start a new run of a migration over its topics.", "consumers.commands.consume:replay"),
