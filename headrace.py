@@ -114,7 +114,7 @@ COMMANDS: Final = {
         "consumers.commands.dead_letters_command:app",
     ),
     "schema": ("Add a NOT NULL column without blocking, in three releases.", "consumers.commands.schema_command:app"),
-    "new": ("Write the files of a migration of your own.", "consumers.commands.new_command:app"),
+    "new": ("Write a migration of your own.", "consumers.commands.new_command:app"),
 }
 """Command or group → its summary, and `module:name` of its function or typer.Typer; in the order of the help."""
 
