@@ -225,21 +225,26 @@ def through_libpq(
 
 def _take_each(pgconn: pq.abc.PGconn, taken: _Taken) -> None:
     """Take all lines one by one, as psycopg returns them."""
-    read = pgconn.get_copy_data
+    readable = _readable(pgconn)
+    consumed = False
     while True:
-        length, line = read(0)
-        if length <= 0:
+        length, line = pgconn.get_copy_data(1)
+        if length < 0:
             return
-        if taken.ended is None:
+        if length == 0:
+            if consumed:
+                readable.poll(_WAIT_MS)
+            pgconn.consume_input()
+        elif taken.ended is None:
             taken.judge(length)
-        if taken.ended is None:
-            taken.add(line)
+            if taken.ended is None:
+                taken.add(line)
+        consumed = length == 0
 
 
 def _take_blocks(pgconn: pq.abc.PGconn, library: libpq.Libpq, taken: _Taken) -> None:
-    """Take all lines in C, a block at a time; waits here, where a signal's handler runs at once."""
-    readable = select.poll()
-    readable.register(pgconn.socket, select.POLLIN)
+    """Take all lines in C, a block at a time."""
+    readable = _readable(pgconn)
     while True:
         some = taken.rows > 0
         data, rows, left = implementation.compiled.libpq_lines(*library, taken.room, taken.longest, some)
@@ -253,6 +258,13 @@ def _take_blocks(pgconn: pq.abc.PGconn, library: libpq.Libpq, taken: _Taken) -> 
             readable.poll(_WAIT_MS)
         elif left > 0:
             taken.judge(left)
+
+
+def _readable(pgconn: pq.abc.PGconn) -> select.poll:
+    """Return what waits for the server: psycopg would block other threads and the handlers of signals meanwhile."""
+    readable = select.poll()
+    readable.register(pgconn.socket, select.POLLIN)
+    return readable
 
 
 def _line(unread: bytearray) -> int:

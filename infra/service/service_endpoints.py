@@ -125,6 +125,7 @@ def serve(settings: MetricsSettings, probes: Mapping[str, Probe]) -> None:
     Raises SettingsError if it cannot listen on the port.
     """
     if settings.port:
+        metrics.READY.set_function(lambda: not THIS.missing)
         metrics.BUILD.info({"version": _version(), "codec": implementation.name})
         server: Any = ServiceEndpoints(settings.address, settings.port, probes=probes)
         threading.Thread(target=server.serve_forever, name="endpoints", daemon=True).start()

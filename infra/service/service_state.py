@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from infra.service import metrics
 from schemas.errors import printable
 
 STALLED_SECONDS: Final = 600.0
@@ -47,7 +46,6 @@ class ServiceState:
         """Record that the service is not ready, because `what` is missing; replaces an earlier reason."""
         with self._lock:
             self._missing[what] = printable(reason)
-            metrics.READY.set(0)
 
     def back(self, *names: str) -> None:
         """Record that each of `names` is no longer missing. Idempotent."""
@@ -55,7 +53,6 @@ class ServiceState:
             with self._lock:
                 for name in names:
                     self._missing.pop(name, None)
-                metrics.READY.set(not self._missing)
 
     def working(self) -> None:
         """Record that the service has everything that it needs."""

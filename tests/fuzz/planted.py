@@ -119,7 +119,7 @@ PLANTS: Final[dict[str, Plant]] = {
     "order_of_bytes": Plant(
         6,
         "text keys of every encoding are assumed to sort by their UTF-8 bytes",
-        (Edit("producers.source.tables:_comparable", "operators.in_bytes and ", ""),),
+        (Edit("producers.source.tables:_all_comparable", "operators.in_bytes and ", ""),),
     ),
     "stream_in_utf8": Plant(
         6,
@@ -180,7 +180,7 @@ PLANTS: Final[dict[str, Plant]] = {
         13,
         "a key with a NOT NULL constraint that is NOT VALID is accepted",
         (
-            Edit("producers.source.tables:_UNIQUE", "AND NOT c.convalidated", "AND false"),
+            Edit("producers.source.table_keys:_UNIQUE", "AND NOT c.convalidated", "AND false"),
             Edit("producers.watch.catalog_watch:_NOW", "AND NOT n.convalidated", "AND false"),
         ),
         (18,),

@@ -14,7 +14,7 @@ import pytest
 
 from infra.service import metrics, service_endpoints
 from infra.service.service_endpoints import ServiceEndpoints
-from infra.service.service_state import DATABASE, KAFKA, STALLED_SECONDS, ServiceState
+from infra.service.service_state import DATABASE, KAFKA, STALLED_SECONDS, THIS, ServiceState
 from infra.settings.model import MetricsSettings
 from schemas.errors import BrokerUnavailable, SettingsError
 
@@ -158,15 +158,14 @@ def test_scrape_returns_the_counts(server: ServiceEndpoints) -> None:
     assert ask(server.port, "/metrics?name=x", Accept="application/openmetrics-text")[1].endswith("# EOF\n")
 
 
-def test_readiness_is_a_metric(state: ServiceState) -> None:
+def test_readiness_is_a_metric() -> None:
     def ready() -> float:
         return next(sample.value for metric in metrics.READY.collect() for sample in metric.samples)
 
-    state.working()
-    assert ready() == 1
-    state.away(KAFKA, "it does not answer")
+    serve_somewhere()
+    THIS.away(KAFKA, "it does not answer")
     assert ready() == 0
-    state.back(KAFKA)
+    THIS.working()
     assert ready() == 1
 
 
