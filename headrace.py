@@ -68,6 +68,8 @@ _MODULES: Final = {
 }
 """Module → what the API has of it; infra/stubs has the same for type checkers, which read no single file."""
 
+VERBOSE: Final = "--verbose"
+
 _HELP: Final = """Streams live PostgreSQL rows through Kafka into idempotent migrations, exactly once.
 
     Start with `headrace demo`. For your own database: `headrace init` writes the settings, `headrace check` reports
@@ -115,6 +117,11 @@ COMMANDS: Final = {
     ),
     "schema": ("Add a NOT NULL column without blocking, in three releases.", "consumers.commands.schema_command:app"),
     "new": ("Write a migration of your own.", "consumers.commands.new_command:app"),
+    "config": ("Check, show or describe the settings file.", "consumers.commands.config_command:app"),
+    "completion": (
+        "Print a script that completes commands and options.",
+        "infra.cli.completion_command:completion",
+    ),
 }
 """Command or group → its summary, and `module:name` of its function or typer.Typer; in the order of the help."""
 
@@ -169,14 +176,17 @@ def listed() -> dict[str, Listed]:
 def _command_line() -> typer.Typer:
     import typer
 
-    from infra.cli.lazy_commands import APPEARANCE, lazy_group
+    from infra.cli.lazy_commands import appearance, lazy_group
 
-    built = typer.Typer(name="headrace", help=_HELP, cls=lazy_group(listed()), **APPEARANCE)
+    built = typer.Typer(name="headrace", help=_HELP, cls=lazy_group(listed()), **appearance())
 
     @built.callback()
     def options(
         _version: bool = typer.Option(
             False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+        _verbose: bool = typer.Option(
+            False, VERBOSE, callback=_log_everything, is_eager=True, help="Log everything; also after the command."
         ),
     ) -> None:
         pass
@@ -192,6 +202,20 @@ def _print_version(wanted: bool) -> None:
 
         typer.echo(f"headrace {version('headrace')}")
         raise typer.Exit
+
+
+def _log_everything(wanted: bool) -> None:
+    if wanted:
+        # The variable of the setting log.level: it wins over the file, and processes that a command starts have it too.
+        os.environ["HEADRACE_LOG__LEVEL"] = "debug"
+
+
+def _arguments() -> list[str]:
+    """Return the command's arguments, with `--verbose` first wherever it is."""
+    given = sys.argv[1:]
+    if VERBOSE in (options := given[: given.index("--")] if "--" in given else given):
+        return [VERBOSE, *(each for each in options if each != VERBOSE), *given[len(options) :]]
+    return given
 
 
 def main() -> None:
@@ -242,7 +266,7 @@ def _code() -> int:
 
 def _run() -> int:
     try:
-        code = _command_line()(sys.argv[1:] or ["--help"], prog_name="headrace", standalone_mode=False)
+        code = _command_line()(_arguments() or ["--help"], prog_name="headrace", standalone_mode=False)
     finally:
         # Flushed here, not when Python exits, so that a failed write is still reported. With `>&-` stdout is None.
         if sys.stdout is not None:

@@ -18,6 +18,7 @@ import pytest
 
 import headrace
 from infra.stack.processes.keeper import wait_gone
+from tests.documents import hold
 
 SECRET = "s3cret-of-the-test"
 MARK = "MARK_OF_THE_TEST"
@@ -64,7 +65,9 @@ class Shell:
         )
 
     def run(self, *arguments: object, before: Sequence[str] = (), **environment: str) -> Ended:
-        return self.end(self.start(*arguments, before=before, **environment))
+        ended = self.end(self.start(*arguments, before=before, **environment))
+        hold(arguments, ended.out)
+        return ended
 
     def call(self, *arguments: object, **environment: str) -> Ended:
         """Run it within this process: for help, and for what is refused before anything is started."""

@@ -87,7 +87,7 @@ def test_sigterm_ends_command_whose_server_says_nothing(shell: Shell, silent: so
 
 def expect(words: str, ended: Ended) -> None:
     """Compare the end with the design: 130 and a line; a service 0; what was to be finished first, 1 and why."""
-    service = words == "produce main"
+    service = words in ("produce main", "status --watch")
     allowed = [(130, [STOPPED]), (1, [STUCK]), *([(0, []), (0, [STUCK])] if service else [])]
     said = lines(ended)
     stopped = ended.code == 1 and len(said) == 1 and "start it again to continue" in said[0]

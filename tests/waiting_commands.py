@@ -15,6 +15,7 @@ WAITING = [
     "finalize skip_resets",
     "guard gitlab_main --database main --yes",
     "init --acls --apply",
+    "new backfill lower_names --table public.container_repositories --set name=lower(name) --where name<>lower(name)",
     "pause skip_resets",
     "produce main",
     "replay skip_resets",
@@ -24,7 +25,9 @@ WAITING = [
     "schema-registry --listen 127.0.0.1:0",
     "snapshot public.container_repositories",
     "status",
+    "status --watch",
     "switchover gitlab_main --from main --to other --yes",
+    "try skip_resets --key 5",
     "verify public.container_repositories --rows",
     "verify skip_resets",
 ]

@@ -16,7 +16,7 @@ from infra.cli.options import Config, Json, Yes
 from schemas.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from consumers.operations.new_backfill import Estimate
+    from consumers.operations.authoring.new_backfill import Estimate
 
 
 def backfill(
@@ -47,10 +47,11 @@ def backfill(
     """
     from consumers.declared.sections import schema_of
     from consumers.operations import catalog
-    from consumers.operations.new_backfill import append, prepared, text_of_section
+    from consumers.operations.authoring.new_backfill import append, prepared, text_of_section
     from infra.settings.declare import DeclareSettings
     from infra.settings.file import load_settings, settings_path
-    from infra.settings.model import NAME_PATTERN, PATTERN_WORDS
+    from infra.settings.model import PATTERN_WORDS
+    from infra.settings.section import NAME_PATTERN
 
     settings, path = load_settings(config), settings_path(config)
     if not re.fullmatch(NAME_PATTERN, name):

@@ -6,7 +6,8 @@ Plain functions for headrace.py to mount; they raise HeadraceError, which headra
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import sys
+from typing import Annotated, Final
 
 import typer
 
@@ -16,6 +17,7 @@ from schemas.errors import UsageError
 MigrationArgument = Annotated[
     str, typer.Argument(metavar="MIGRATION", help="The migration's name.", show_default=False)
 ]
+_WATCH_SECONDS: Final = 2.0
 
 
 def consume(
@@ -37,24 +39,42 @@ def consume(
     happens once. If the migration is complete, the command exits at once. `HEADRACE_<MIGRATION>_ENABLED=false` disables
     the migration.
     """
-    from consumers.commands.running import run
+    from consumers.commands.execution.running import run
 
     run(migration, config, dry=dry, until_caught_up=until_caught_up, as_json=as_json)
 
 
-def status(as_json: Json = False, config: Config = None) -> None:
+def status(
+    seconds: Annotated[
+        float | None,
+        typer.Argument(metavar="[SECONDS]", help="With --watch: how often, by default every 2.", min=0.1),
+    ] = None,
+    watched: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
     """Show the progress of every migration and source.
 
-        headrace status
+        headrace status --watch 5
 
     Lists each migration's state, rate, time left and consumers, and each source's WAL position, lag and snapshot.
+    --watch redraws it in place on a terminal; in a pipe one follows the other, with --json one document a line.
     """
+    if seconds is not None and not watched:
+        raise UsageError("SECONDS needs --watch", remedy=f"run `headrace status --watch {seconds:g}`")
     from consumers.operations.status import gather
     from infra.service import log
     from infra.settings.file import load_settings
 
     settings = load_settings(config)
-    log.configure()
+    log.configure(settings.log)
+    if watched:
+        from consumers.commands.status_watch import watch
+        from infra.service.signals import stop_on_signals
+
+        with stop_on_signals(overdue=lambda: None, exit_code=0) as stop:
+            watch(lambda: gather(settings), seconds or _WATCH_SECONDS, stop, sys.stdout, as_json=as_json)
+        return
     found = gather(settings)
     if as_json:
         print(json.dumps(found, indent=2))
@@ -64,34 +84,40 @@ def status(as_json: Json = False, config: Config = None) -> None:
         display.show_status(found)
 
 
-def pause(migration: MigrationArgument, config: Config = None) -> None:
+def pause(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
     """Pause a migration; its consumers stay and wait.
 
         headrace pause skip_resets
 
     When the command returns, no transaction of the migration is in progress.
     """
-    from consumers.commands.named_migration import named_migration
+    from consumers.commands.execution.named_migration import named_migration
     from consumers.operations import pauses
 
     settings, kind, database = named_migration(migration, config)
     pauses.set_paused(settings, kind, database, True)
-    print(f"{migration} is paused; resume it with: headrace resume {migration}")
+    if as_json:
+        print(json.dumps({"migration": migration, "database": database, "paused": True}))
+    else:
+        print(f"{migration} is paused; resume it with: headrace resume {migration}")
 
 
-def resume(migration: MigrationArgument, config: Config = None) -> None:
+def resume(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
     """Resume a paused or failed migration.
 
         headrace resume skip_resets
 
     Its consumers notice within a second.
     """
-    from consumers.commands.named_migration import named_migration
+    from consumers.commands.execution.named_migration import named_migration
     from consumers.operations import pauses
 
     settings, kind, database = named_migration(migration, config)
     pauses.set_paused(settings, kind, database, False)
-    print(f"{migration} is resumed")
+    if as_json:
+        print(json.dumps({"migration": migration, "database": database, "paused": False}))
+    else:
+        print(f"{migration} is resumed")
 
 
 def replay(
@@ -126,7 +152,7 @@ def replay(
     Start a consumer to apply it. The source database is not needed. Rows that are already up to date stay untouched.
     Refused, with exit code 3, while consumers are alive.
     """
-    from consumers.commands.named_migration import named_migration
+    from consumers.commands.execution.named_migration import named_migration
     from consumers.operations.replay import replay as begin_replay
     from consumers.operations.start_offsets import parse_start
     from consumers.planning.key_selection import parse_selection
@@ -184,11 +210,11 @@ def verify(
             "--repair needs --rows", remedy="without --rows there is nothing to repair: start the migration's consumer"
         )
     if rows:
-        from consumers.commands.verification import verify_rows
+        from consumers.commands.execution.verification import verify_rows
 
         verify_rows(config, what, database, repair=repair, as_json=as_json)
         return
-    from consumers.commands.verification import verify_migration
+    from consumers.commands.execution.verification import verify_migration
 
     verify_migration(config, what, as_json=as_json)
 
@@ -201,6 +227,6 @@ def finalize(migration: MigrationArgument, as_json: Json = False, config: Config
     It works along with running consumers, and waits until the producer's snapshots are done. Exits with 1 if rows are
     left that no event brings or the migration has failed, with 3 while it is paused.
     """
-    from consumers.commands.running import run_until_complete
+    from consumers.commands.execution.running import run_until_complete
 
     run_until_complete(migration, config, as_json=as_json)

@@ -60,8 +60,8 @@ def list_dead_letters(
     from consumers.operations import catalog
     from infra.service import log
 
-    log.configure()
     settings = _settings(config, migration, database)
+    log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
     entries: list[Entry] = []
     given_up: list[GivenUp] = []
@@ -104,8 +104,8 @@ def retry(
     from infra.service import log
     from infra.service.signals import stop_on_signals
 
-    log.configure()
     settings = _settings(config, migration, database)
+    log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
     target = _one_database(settings, kind)
     given_up = {one.name for one in _given_up(settings, kind, target)}
@@ -160,8 +160,8 @@ def discard(
     from infra.service import log
     from infra.service.signals import stop_on_signals
 
-    log.configure()
     settings = _settings(config, migration, database)
+    log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
     target = _one_database(settings, kind)
     with _denials_named(settings, kind, target):

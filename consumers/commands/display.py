@@ -7,9 +7,8 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from infra.cli import tables
 from infra.guard import given_away
 from schemas.errors import printable
 
@@ -22,46 +21,20 @@ _SLOTS_IN_TROUBLE: Final = ("unreserved", "lost", "missing")
 _UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def show_status(document: Mapping[str, Any]) -> None:
+_MIGRATIONS: Final = ("migration", "state", "done", "applied", "remaining", "events/s", "time left")
+"""Seven narrow columns fit 80 characters; further details are printed below the table."""
+_SOURCES: Final = ("source", "WAL position", "behind", "seconds", "snapshot")
+
+
+def show_status(document: Mapping[str, Any], on: Console | None = None) -> None:
     """Print the document of `status --json` as tables."""
-    console = Console()
-    # Seven narrow columns fit 80 characters; further details are printed below the table.
-    table = Table(title="migrations", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading, justify in (
-        ("migration", "left"), ("state", "left"), ("done", "right"), ("applied", "right"), ("remaining", "right"),
-        ("events/s", "right"), ("time left", "right"),
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    names = [one["name"] for one in document["migrations"]]
-    for one in document["migrations"]:
-        end = sum(partition["end_offset"] for partition in one["partitions"])
-        at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
-        table.add_row(
-            one["name"] if names.count(one["name"]) == 1 else f"{one['name']} ({one['database']})",
-            "unknown" if one.get("error") and one["state"] != "failed" else one["state"],
-            f"{at / end:.1%}" if end else "",
-            f"{one['applied']:,}",
-            "?" if one["remaining"] is None else f"{'~' if one.get('remaining_estimated') else ''}{one['remaining']:,}",
-            f"{one['rate']:,.0f}",
-            _duration(one["eta_seconds"]),
-        )
-    console.print(table)
+    console = on or tables.console()
+    rows = [_migration_row(one, document["migrations"]) for one in document["migrations"]]
+    tables.show_table(console, "migrations", _MIGRATIONS, rows, right=_MIGRATIONS[2:])
     for one in document["migrations"]:
         for line in _details(one):
             console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
-    sources = Table(title="sources", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading in ("source", "WAL position", "behind", "seconds", "snapshot"):
-        sources.add_column(heading, no_wrap=heading != "snapshot")
-    for one in document["sources"]:
-        snapshot = one["snapshot"]
-        sources.add_row(
-            one["name"],
-            one["lsn"] or "",
-            "?" if one["lag_bytes"] is None else _size(one["lag_bytes"]),
-            "?" if one["lag_seconds"] is None else f"{one['lag_seconds']:,.1f}",
-            _cell(f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}") if snapshot else "",
-        )
-    console.print(sources)
+    tables.show_table(console, "sources", _SOURCES, list(map(_source_row, document["sources"])))
     for one in document["sources"]:
         if one.get("slot_status") in _SLOTS_IN_TROUBLE:
             line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
@@ -72,6 +45,32 @@ def show_status(document: Mapping[str, Any]) -> None:
     for one in document.get("given_away", ()):
         for line in given_away.lines(one):
             console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def _migration_row(one: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> list[str]:
+    end = sum(partition["end_offset"] for partition in one["partitions"])
+    at = sum(min(partition["offset"], partition["end_offset"]) for partition in one["partitions"])
+    twice = sum(other["name"] == one["name"] for other in every) > 1
+    return [
+        f"{one['name']} ({one['database']})" if twice else one["name"],
+        "unknown" if one.get("error") and one["state"] != "failed" else one["state"],
+        f"{at / end:.1%}" if end else "",
+        f"{one['applied']:,}",
+        "?" if one["remaining"] is None else f"{'~' if one.get('remaining_estimated') else ''}{one['remaining']:,}",
+        f"{one['rate']:,.0f}",
+        _duration(one["eta_seconds"]),
+    ]
+
+
+def _source_row(one: Mapping[str, Any]) -> list[str]:
+    snapshot = one["snapshot"]
+    return [
+        one["name"],
+        one["lsn"] or "",
+        "?" if one["lag_bytes"] is None else _size(one["lag_bytes"]),
+        "?" if one["lag_seconds"] is None else f"{one['lag_seconds']:,.1f}",
+        f"{snapshot['table']} {snapshot['chunks_done']}/{snapshot['chunks']}" if snapshot else "",
+    ]
 
 
 def show_dead_letters(
@@ -117,22 +116,16 @@ def _key(columns: Mapping[str, object]) -> str:
 
 def show_dry_run(result: Mapping[str, Any]) -> None:
     """Print the counts of a dry run."""
-    console = Console()
+    console = tables.console()
     console.print(
         f"{result['migration']}: {result['changes']:,} of {result['events']:,} events ask for a change; "
-        f"{result['remaining']:,} rows of {result['database']} would be changed now. Nothing was written."
+        f"{result['remaining']:,} rows of {result['database']} would be changed now. Nothing was written.",
+        soft_wrap=not console.is_terminal,
+        highlight=False,
     )
-    table = Table("reason for skip or dead letter", "events")
-    for reason, count in sorted(result["skipped"].items()):
-        table.add_row(_cell(reason), f"{count:,}")
-    for reason, count in sorted(result["dead_letters"].items()):
-        table.add_row(_cell(f"dead letter: {reason}"), f"{count:,}")
-    console.print(table)
-
-
-def _cell(text: str) -> str:
-    """Return `text` as a table cell: without escape sequences, its brackets not read as markup."""
-    return escape(printable(text))
+    rows = [[reason, f"{count:,}"] for reason, count in sorted(result["skipped"].items())]
+    rows += [[f"dead letter: {reason}", f"{count:,}"] for reason, count in sorted(result["dead_letters"].items())]
+    tables.show_table(console, None, ("reason for skip or dead letter", "events"), rows, right=("events",))
 
 
 def _details(one: Mapping[str, Any]) -> Iterator[str]:

@@ -17,13 +17,14 @@ from schemas.errors import Refused, UsageError
 if TYPE_CHECKING:
     from infra.settings.model import Settings
 
-app = typer.Typer(help="Write a migration of your own.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Write a migration of your own.
+
+        headrace new migration lower_emails --table public.users
+    """,
+    no_args_is_help=True,
+)
 app.command()(backfill)
-
-
-@app.callback()
-def _group() -> None:
-    """Write a migration of your own."""
 
 
 @app.command()
@@ -55,7 +56,7 @@ def migration(
     contract test, which `pytest` runs on servers of its own. No file is overwritten.
     """
     from consumers.declared.sections import schema_of
-    from consumers.operations import new_migration
+    from consumers.operations.authoring import new_migration
     from infra.settings.file import settings_path
 
     column, key_type, assignments = new_migration.checked(name, table, key, sets or [], gitlab_schema)

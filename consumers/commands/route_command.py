@@ -48,7 +48,7 @@ def route(
     from infra.settings.file import load_settings
 
     settings = load_settings(config)
-    log.configure()
+    log.configure(settings.log)
     cursors = settings.database(database or _owner(settings)).address
     asked = Database(cursors)
     try:

@@ -34,7 +34,7 @@ def expand(migration: Name, down: Down = False, yes: Yes = False, as_json: Json 
     `lock_timeout_ms`; it is retried for `patience_seconds`. --down drops the column, after confirmation, unless it has
     values other than the backfill's.
     """
-    from consumers.commands import releases
+    from consumers.commands.execution import releases
 
     releases.expand(migration, config, down=down, yes=yes, as_json=as_json)
 
@@ -50,7 +50,7 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
     a value. With --down the next backfill reads all events again; the values stay, since the application's values
     cannot be distinguished from the backfill's.
     """
-    from consumers.commands import releases
+    from consumers.commands.execution import releases
 
     releases.backfill(migration, config, down=down, as_json=as_json)
 
@@ -65,6 +65,6 @@ def contract(migration: Name, down: Down = False, as_json: Json = False, config:
     check is dropped again. Afterwards the migration is complete, and its consumers may be stopped. --down allows such
     rows again.
     """
-    from consumers.commands import releases
+    from consumers.commands.execution import releases
 
     releases.contract(migration, config, down=down, as_json=as_json)

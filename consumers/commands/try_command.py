@@ -12,7 +12,7 @@ from infra.cli.options import Config, Json
 from schemas.errors import printable
 
 if TYPE_CHECKING:
-    from consumers.operations.trial import Trial
+    from consumers.operations.authoring.trial import Trial
 
 _OPERATIONS: Final = {"r": "read by a snapshot", "c": "insert", "u": "update", "d": "delete", "t": "truncate"}
 
@@ -38,13 +38,13 @@ def try_(
     is not done.
     """
     from consumers.operations import catalog
-    from consumers.operations.trial import attempt
+    from consumers.operations.authoring.trial import attempt
     from infra.service import log
     from infra.settings.file import load_settings
 
     settings = load_settings(config)
     kind = catalog.migration_class(settings, migration)
-    log.configure()
+    log.configure(settings.log)
     database = catalog.target_database(settings, kind)
     found = attempt(settings, kind.configure(settings.migration(migration)), database, key, table)
     if as_json:

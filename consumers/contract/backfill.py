@@ -34,15 +34,13 @@ class NotExpanded(Refused):
 
 
 class BackfillOptions(Options):
-    """Limits for altering the table.
-
-    `lock_timeout_ms`: how long a statement waits for a lock, during which all later lock requests wait too.
-    `patience_seconds`: how long the command retries before it fails. Running it again continues.
-    """
+    """Limits for altering the table."""
 
     not_deciding: ClassVar[tuple[str, ...]] = ("lock_timeout_ms", "patience_seconds")
     lock_timeout_ms: int = Field(default=100, ge=1)
+    """How long a statement waits for a lock, during which all later lock requests wait too."""
     patience_seconds: float = Field(default=600, gt=0)
+    """How long the command retries before it fails. Running it again continues."""
 
 
 class Backfill(Migration):

@@ -15,7 +15,8 @@ from consumers.contract.backfill import Backfill
 from consumers.contract.migration import API, Migration, Options, Shared
 from consumers.contract.suggested_index import SuggestedIndex
 from consumers.ledger.versions import Declared
-from infra.settings.model import NAME_PATTERN, MigrationSettings
+from infra.settings.model import MigrationSettings
+from infra.settings.section import NAME_PATTERN
 
 _PRIVILEGES: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 _TABLE: Final = re.compile(r"[^.\s*?\[\]]+\.[^.\s*?\[\]]+")

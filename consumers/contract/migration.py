@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from consumers.contract.decisions import Change, Decision
 from consumers.contract.external import Outside, Pace, WorkStatus
 from consumers.contract.suggested_index import SuggestedIndex
+from infra.settings.mistakes import Location, close_to, dotted
 from infra.settings.model import MigrationSettings, Settings
 from schemas.errors import HeadraceError, SettingsError
 from schemas.events import ChangeEvent
@@ -49,6 +50,15 @@ class Options(BaseModel):
 
     All other options belong to the run, like the version: a consumer with another value is refused.
     """
+
+
+class InvalidOptions(SettingsError):
+    """Correct the settings file."""
+
+    def __init__(self, found: Sequence[tuple[Location, str]]) -> None:
+        self.found = tuple(found)
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        super().__init__(f"{found[0][1]}{more}")
 
 
 class Migration(ABC):
@@ -125,19 +135,22 @@ class Migration(ABC):
     def configure(cls, settings: MigrationSettings) -> Migration:
         """Return the migration with the options from the settings.
 
-        Raises SettingsError with the key if an option is unknown or has an invalid value.
+        Raises InvalidOptions if an option is unknown or has an invalid value.
         """
         try:
             return cls(cls.options_type.model_validate(dict(settings.options), context=settings.whole))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            key = ".".join(("migrations", cls.name, *map(str, first["loc"])))
-            if first["type"] == "extra_forbidden":
-                own = ", ".join(cls.options_type.model_fields) or "none"
-                raise SettingsError(
-                    f"unknown key {key}", remedy=f"remove or correct it; options of this migration: {own}"
-                ) from None
-            raise SettingsError(f"{key}: {first['msg']}", remedy="correct the settings file") from None
+            known = (*cls.options_type.model_fields, *MigrationSettings.model_fields)
+            own = f"; options of this migration: {', '.join(cls.options_type.model_fields) or 'none'}"
+            raise InvalidOptions(
+                [
+                    (location, f"unknown key {dotted(location)}{close_to(str(location[-1]), known)}{own}")
+                    if one["type"] == "extra_forbidden"
+                    else (location, f"{dotted(location)}: {one['msg']}")
+                    for one in error.errors(include_url=False, include_input=False)
+                    if (location := ("migrations", cls.name, *one["loc"]))
+                ]
+            ) from None
 
     @abstractmethod
     def decide(self, event: ChangeEvent) -> Decision:

@@ -54,7 +54,7 @@ class Primary(NamedTuple):
 
 
 class MissingRecordsOptions(Options):
-    """`max_age_hours`: repositories that a walk saw longer ago are not recorded, since they may be deleted by now.
+    """Options of missing_records.
 
     The virtual storages and their primaries are those of `[virtual_storages]`. If the settings have none, the walks
     determine the primaries.
@@ -63,6 +63,7 @@ class MissingRecordsOptions(Options):
     not_deciding: ClassVar[tuple[str, ...]] = ("max_age_hours",)
 
     max_age_hours: float = Field(default=24, gt=0)
+    """Repositories that a walk saw longer ago are not recorded, since they may be deleted by now."""
     _primaries: Mapping[str, Primary] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:

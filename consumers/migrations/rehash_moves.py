@@ -33,14 +33,16 @@ _NOT_CLONED: Final = Skip("not cloned")
 
 
 class RehashMovesOptions(Options):
-    """`direction` takes effect with a new run (`headrace replay rehash_moves`), even half-way."""
+    """Options of rehash_moves."""
 
     # A run's direction is recorded separately, and another one is refused (gitserver/runs.py).
     not_deciding: ClassVar[tuple[str, ...]] = ("direction", "moves_at_once", "tries", "retry_seconds", "clone_seconds")
     direction: Direction = Direction.FORWARD
+    """reverse: back to the md5 homes. Takes effect with a new run (`headrace replay rehash_moves`), even half-way."""
     moves_at_once: int = Field(default=200, ge=1)
     """How many repositories of a partition are read at a time."""
     tries: int = Field(default=3, ge=1)
+    """How often a failing move is tried; then it is given up, and its only copy stays in place."""
     retry_seconds: float = Field(default=1.0, ge=0)
     """The pause after the first failed try; twice as long after the second."""
     clone_seconds: float = Field(default=3600.0, gt=0)

@@ -32,9 +32,10 @@ _OTHER_REASON: Final = Skip("skipped for another reason")
 
 
 class SkipResetsOptions(Options):
-    """`clear_shipped_columns`: also clear the migration timestamps, retries and aborted-in state, as GitLab did."""
+    """Options of skip_resets."""
 
     clear_shipped_columns: bool = False
+    """Also clear the migration timestamps, retries and aborted-in state, as GitLab did."""
 
 
 class SkipResets(Migration):

@@ -11,7 +11,7 @@ from consumers.contract import contract_checks, counting
 from consumers.contract.migration import Migration
 from consumers.contract.suggested_index import LIMIT_MS, offer
 from consumers.delivery.topics import WALKED
-from consumers.operations import catalog
+from consumers.operations import catalog, migration_sections
 from consumers.operations import rights as consumer_rights
 from consumers.operations.left_out import advise_of_left_out
 from infra.cli.advice import Advice
@@ -67,17 +67,8 @@ def _of_files(settings: Settings) -> Iterator[Advice]:
 
 def _of_names(settings: Settings) -> Iterator[Advice]:
     """Yield the settings sections and environment variables of unknown migrations."""
-    known = catalog.migrations(settings).keys() | catalog.broken(settings).keys()
-    listed = f"known: {', '.join(sorted(known)) or 'none'}"
-    for name in sorted(settings.migrations.keys() - known):
-        problem = f"unknown migration {name}{close_to(name, known)}"
-        yield Advice(
-            f"migrations.{name}", problem, (), f"correct the section's name, or remove it ({listed})", blocks=True
-        )
-    for variable, name in sorted(switches().items()):
-        if name not in known:
-            problem = f"{variable} is set for the unknown migration {name}{close_to(name, known)}"
-            yield Advice("environment", problem, (), f"correct its name, or unset it ({listed})", blocks=True)
+    for each in migration_sections.unknown(settings):
+        yield Advice(each.where, each.problem, (), each.remedy, blocks=True)
 
 
 def _reachable(settings: Settings) -> bool:

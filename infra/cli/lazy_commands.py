@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-APPEARANCE: Final[Mapping[str, Any]] = {
-    "add_completion": False,
-    "pretty_exceptions_enable": False,
-    "rich_markup_mode": "markdown",
-}
-"""Arguments of every typer.Typer of the command line."""
+from infra.service.terminal import help_markup
+
+
+def appearance() -> Mapping[str, Any]:
+    """Return the arguments of every typer.Typer of the command line, for this terminal."""
+    return {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": help_markup()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def lazy_group(table: Mapping[str, Listed]) -> type[TyperGroup]:
 def loaded(name: str, listed: Listed) -> TyperCommand | TyperGroup:
     """Return the command as typer runs it."""
     command = listed.load()
-    parent = typer.Typer(**APPEARANCE)
+    parent = typer.Typer(**appearance())
     if isinstance(command, typer.Typer):
         parent.add_typer(command, name=name)
     else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
-from rich.console import Console
 from rich.table import Table
 
+from infra.cli import tables
 from infra.demo.gitservers import Gitservers
 from infra.demo.registry import Registry
 from infra.demo.resets import Resets
@@ -18,7 +18,7 @@ from infra.stack import embedded_stack
 
 def run_demo(rows: int) -> None:
     """Run it with `rows` container repositories; raises ProofFailed if a claim is false."""
-    console = Console(highlight=False)
+    console = tables.console(highlight=False)
     began = time.monotonic()
     summary = Table(title="headrace demo: what was proven", title_justify="left", show_header=False)
     with ExitStack() as held:

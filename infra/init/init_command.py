@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -41,6 +42,10 @@ def init_with(all_programs: Programs) -> Callable[..., None]:
     ) -> None:
         """Write a settings file, or print its SQL or Kafka ACLs.
 
+            headrace init
+
+        On a terminal it asks for the addresses, tests them, and proposes gitlab schemas; else it writes an example.
+
         --sql prints SQL that creates the role, the schema `headrace`, the publication and the least privileges; a
         role that may create these itself does not need it. Name sources or migrations to give producers and
         consumers separate roles: `headrace init --sql main`, `headrace init --sql skip_resets`. A managed server has no
@@ -54,7 +59,7 @@ def init_with(all_programs: Programs) -> Callable[..., None]:
         if not sql and not acls:
             if names or apply or provider:
                 raise UsageError("names, --apply and --provider need --sql or --acls", remedy="add one of them")
-            _write(settings_path(config))
+            _begin(settings_path(config))
             return
         from infra.init.administrator import administrator_script
         from infra.rights import acls as kafka_acls
@@ -75,12 +80,27 @@ def init_with(all_programs: Programs) -> Callable[..., None]:
     return init
 
 
-def _write(path: Path) -> None:
-    example = files("infra.init").joinpath("settings_file.toml").read_text(encoding="utf-8")
+def _begin(path: Path) -> None:
+    text = files("infra.init").joinpath("settings_file.toml").read_text(encoding="utf-8")
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+        from infra.init.interview import RealServers, interview
+
+        if path.exists():
+            typer.confirm(f"{path} exists; replace it?", abort=True, err=True)
+        text = interview(text, _prompt, typer.echo, RealServers())
+        path.unlink(missing_ok=True)
+    _write(path, text)
+
+
+def _prompt(question: str, default: str) -> str:
+    return str(typer.prompt(question, default=default))
+
+
+def _write(path: Path, text: str) -> None:
     try:
         # Readable only by its owner, since a dsn may contain a password.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(example)
+            file.write(text)
     except FileExistsError:
         raise Refused(f"{path} exists already", remedy="choose another with --config, or edit that one") from None
     except OSError as error:

@@ -47,7 +47,7 @@ def schema_registry(
             "registry.url is set, so schemas are in that registry and not in a topic",
             remedy="let the other programs ask that registry",
         )
-    log.configure()
+    log.configure(settings.log)
     clients.ensure_reachable(settings.kafka)
     _serve(settings, address, port, hosts or [])
 

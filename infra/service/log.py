@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from infra.service.terminal import colored
 from schemas.errors import printable
 
 if TYPE_CHECKING:
     import structlog
+
+    from infra.settings.model import LogSettings
 
 SOURCE: Final = "source"
 TABLE: Final = "table"
@@ -49,9 +52,9 @@ class _Wanted:
 _WANTED: Final = _Wanted()
 
 
-def configure(*, json: bool | None = None, level: str = "info") -> None:
+def configure(settings: LogSettings, *, json: bool | None = None) -> None:
     """Send the log to standard error: JSON lines, or columns if standard error is a terminal."""
-    _WANTED.set(json if json is not None else not sys.stderr.isatty(), level)
+    _WANTED.set(json if json is not None else not sys.stderr.isatty(), settings.level)
 
 
 def _configure(as_json: bool, level: str) -> None:
@@ -60,7 +63,9 @@ def _configure(as_json: bool, level: str) -> None:
     import structlog  # noqa: PLC0415 - it takes longer than the start of a command that logs nothing
 
     renderers: list[structlog.typing.Processor] = (
-        [structlog.processors.JSONRenderer()] if as_json else [_printable, structlog.dev.ConsoleRenderer()]
+        [structlog.processors.JSONRenderer()]
+        if as_json
+        else [_printable, structlog.dev.ConsoleRenderer(colors=colored(sys.stderr))]
     )
     structlog.configure(
         processors=[

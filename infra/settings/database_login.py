@@ -7,14 +7,20 @@ from typing import Annotated, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic import Field, SecretStr, StringConstraints, field_serializer, field_validator, model_validator
 
 from infra.settings.mistakes import close_to
 from infra.settings.providers import PROVIDERS
+from infra.settings.registry_settings import HIDDEN
 from infra.settings.section import Section
 
 Word = Annotated[str, StringConstraints(min_length=1)]
 """A word of a command, which is run without a shell."""
+
+
+def without_arguments(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a command as it may be shown: its arguments may be secrets."""
+    return (*command[:1], *[HIDDEN] * len(command[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,12 @@ class DatabaseLogin(Section):
     """The address of a database, and who operates its server."""
 
     dsn: SecretStr
+    """PostgreSQL's connection string, `postgresql://user@host:5432/name`; a password better in ~/.pgpass or the
+    environment."""
     password_command: tuple[Word, ...] = Field(default=(), repr=False)
-    """A program and its arguments that print the password, for one that expires; see infra/postgres/passwords.py."""
+    """A program and its arguments that print the password, for one that expires; see docs/how-to/running.md."""
     provider: str | None = None
-    """A name in infra/settings/providers.py; by default it is recognized by what the server has."""
+    """Who operates the server, such as `rds`; by default it is recognized by what the server has."""
 
     @property
     def address(self) -> Address:
@@ -82,6 +90,10 @@ class DatabaseLogin(Section):
         if value is not None and value not in PROVIDERS:
             raise ValueError(f"no provider is called {value}{close_to(value, PROVIDERS)} ({', '.join(PROVIDERS)})")
         return value
+
+    @field_serializer("password_command", when_used="json")
+    def _shown_command(self, value: tuple[str, ...]) -> tuple[str, ...]:
+        return without_arguments(value)
 
     @model_validator(mode="after")
     def _one_password(self) -> Self:

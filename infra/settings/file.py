@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from infra.settings.description.lines import line_of, lines_of
+from infra.settings.description.variables import variable_of
 from infra.settings.environment import overridden
 from infra.settings.gitlab_dictionary import require_known
 from infra.settings.mistakes import Location, Mistakes
@@ -25,14 +29,52 @@ def settings_path(path: Path | None) -> Path:
     return path or Path(os.environ.get("HEADRACE_CONFIG") or DEFAULT_FILE)
 
 
+@dataclass(frozen=True, slots=True)
+class InvalidSetting:
+    """A mistake in the settings: its file and line, or its environment variable, and a sentence about its key."""
+
+    where: str
+    line: int | None
+    problem: str
+
+    @property
+    def place(self) -> str:
+        """The place in messages."""
+        return self.where if self.line is None else f"{self.where}:{self.line}"
+
+
+class InvalidSettings(SettingsError):
+    """Correct the settings file; `headrace init` writes a commented example."""
+
+    def __init__(self, found: Sequence[InvalidSetting]) -> None:
+        self.found = tuple(found)
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        super().__init__(f"{found[0].place}: {found[0].problem}{more}")
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """Read the settings from `path`, else from $HEADRACE_CONFIG, else from headrace.toml in this directory.
 
-    Raises SettingsError, and NewerFormat for a file written for a newer headrace.
+    Raises SettingsError, which is InvalidSettings about keys and values, and NewerFormat for a file written for a newer
+    headrace.
     """
     chosen = settings_path(path)
+    text, values = read_document(chosen)
+    mistakes = Mistakes(Settings, PATTERN_WORDS)
     try:
-        values = tomllib.loads(chosen.read_text(encoding="utf-8"))
+        settings = _beside(Settings.model_validate(overridden(values, Settings, os.environ)), chosen.absolute().parent)
+    except ValidationError as error:
+        found = [located(chosen, text, location, said) for location, said in mistakes.each(error)]
+        raise InvalidSettings(sorted(found, key=lambda each: (each.line is None, each.line))) from None
+    settings._file = chosen.absolute()
+    return settings
+
+
+def read_document(chosen: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a settings file and its values, in the current format. Raises as `load_settings`."""
+    try:
+        text = chosen.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         raise SettingsError(
             f"settings file {chosen} does not exist",
@@ -49,37 +91,34 @@ def load_settings(path: Path | None = None) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {chosen} is not TOML: {error}", remedy="correct that line") from error
     try:
-        values = formats.SETTINGS.read(values, f"settings file {chosen}")
+        return text, formats.SETTINGS.read(values, f"settings file {chosen}")
     except Malformed as error:
         raise SettingsError(
             f"settings file {chosen}: format must be a whole number, 1 or more",
             remedy=f"set it to {formats.SETTINGS.version}, or remove it, which means 1",
         ) from error
-    mistakes = Mistakes(Settings, PATTERN_WORDS)
-    try:
-        settings = _beside(Settings.model_validate(overridden(values, Settings, os.environ)), chosen.absolute().parent)
-    except ValidationError as error:
-        location, said = mistakes.first(error)
-        variable = _variable(location)
-        place = f"environment variable {variable}" if variable else f"settings file {chosen}"
-        raise SettingsError(f"{place}: {said}") from None
-    settings._file = chosen.absolute()
-    return settings
+
+
+def located(file: Path, text: str, location: Location, problem: str) -> InvalidSetting:
+    """Return a mistake with its place: the environment variable that sets the key, else its line in the file."""
+    if (variable := variable_of(location)) is not None:
+        return InvalidSetting(f"environment variable {variable}", None, problem)
+    return InvalidSetting(f"settings file {file}", line_of(lines_of(text), location), problem)
 
 
 def place_of_section(settings: Settings, *names: str) -> str:
-    """Return `file:line` of a section's heading, or of the nearest one around it; the file alone if it has neither."""
-    path = settings._file
-    if path is None:
+    """Return the variable that sets a section, else `file:line` of it or of the nearest table around it, else the file.
+
+    Settings that no file has are "the settings".
+    """
+    if settings._file is None:
         return "the settings"
+    if (variable := variable_of(names)) is not None:
+        return f"environment variable {variable}"
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for end in range(len(names), 1, -1):
-            heading = r"\s*\.\s*".join(rf"[\"']?{re.escape(name)}[\"']?" for name in names[:end])
-            for number, line in enumerate(lines, 1):
-                if re.match(rf"\s*\[\s*{heading}\s*\]", line):
-                    return f"{path}:{number}"
-    return str(path)
+        if (line := line_of(lines_of(settings._file.read_text(encoding="utf-8")), names)) is not None:
+            return f"{settings._file}:{line}"
+    return str(settings._file)
 
 
 def _beside(settings: Settings, directory: Path) -> Settings:
@@ -100,13 +139,3 @@ def _beside(settings: Settings, directory: Path) -> Settings:
             "gitserver": settings.gitserver.beside(directory),
         }
     )
-
-
-def _variable(location: Location) -> str | None:
-    """Return the environment variable that a value comes from, None if it comes from the file."""
-    wanted = "__".join(["HEADRACE_" + str(location[0]), *map(str, location[1:])]).lower() if location else ""
-    for variable in os.environ:
-        # A whole list or table is one variable; the items of a list are not variables.
-        if wanted == variable.lower() or wanted.startswith(f"{variable.lower()}__"):
-            return variable
-    return None

@@ -18,7 +18,8 @@ from typing import Any, Final
 import yaml
 
 from infra.settings.mistakes import close_to
-from infra.settings.model import NAME_PATTERN, PATTERN_WORDS, DatabaseSettings
+from infra.settings.model import PATTERN_WORDS, DatabaseSettings
+from infra.settings.section import NAME_PATTERN
 from schemas.errors import SettingsError
 from schemas.gitlab_schemas import KNOWN
 

@@ -35,22 +35,23 @@ class Mistakes:
         self._model = model
         self._patterns = patterns
 
-    def first(self, error: ValidationError) -> tuple[Location, str]:
-        """Return the location of the first mistake, and a sentence about it that starts with its dotted key."""
-        first = error.errors(include_url=False, include_input=False)[0]
-        location = first["loc"]
+    def each(self, error: ValidationError) -> list[tuple[Location, str]]:
+        """Return the location of each mistake, and a sentence about it that starts with its dotted key."""
+        return [self._one(dict(one)) for one in error.errors(include_url=False, include_input=False)]
+
+    def _one(self, error: Mapping[str, Any]) -> tuple[Location, str]:
+        location: Location = error["loc"]
         if location[-1] == "[key]":
             location = location[:-1]
         key = dotted(location)
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        if first["type"] == "extra_forbidden":
-            return location, self.unknown(location) + more
-        if first["type"] == "missing":
-            return location, f"{key} is missing{more}"
-        said = self._in_words(first["type"], first.get("ctx", {}), first["msg"])
+        if error["type"] == "extra_forbidden":
+            return location, self.unknown(location)
+        if error["type"] == "missing":
+            return location, f"{key} is missing"
+        said = self._in_words(error["type"], error.get("ctx", {}), error["msg"])
         # A section's own check names the key itself.
-        joint = "." if re.match(r"\w+(\.\S+)?: ", said) and first["type"] == "value_error" else ": "
-        return location, f"{key}{joint}{said}{more}"
+        joint = "." if re.match(r"\w+(\.\S+)?: ", said) and error["type"] == "value_error" else ": "
+        return location, f"{key}{joint}{said}"
 
     def unknown(self, location: Location) -> str:
         """Return the message for an unknown key, with a similar key of the same section."""

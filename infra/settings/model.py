@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,7 +19,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     StringConstraints,
     ValidationInfo,
     field_serializer,
@@ -28,24 +27,23 @@ from pydantic import (
 )
 
 from infra.settings import kafka_options
-from infra.settings.database_login import DatabaseLogin, Word
+from infra.settings.database_login import DatabaseLogin, Word, without_arguments
 from infra.settings.declare import DeclareSettings
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
-from infra.settings.section import Section
+from infra.settings.section import NAME_PATTERN, Name, Section
+from infra.settings.storage_settings import STORAGE, STORAGE_WORDS, StorageName, VirtualStorageSettings
 from infra.settings.table_patterns import EVERY_TABLE, ambiguous
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
-NAME_PATTERN: Final = r"^[a-z][a-z0-9_]{0,62}$"
 _TABLE: Final = r"^[^.\s][^.]*\.[\s\S]+$"
 _PREFIX: Final = r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,62}$"
-_STORAGE: Final = r"^[^/\x00-\x1f\x7f]+$"
 PATTERN_WORDS: Final = {
     NAME_PATTERN: "a name has 1 to 63 lower-case letters, digits and underscores, and starts with a letter",
     _TABLE: "a table's name includes its schema, such as public.projects",
-    _STORAGE: "a storage's name has at least one character, and no slash",
+    STORAGE: STORAGE_WORDS,
     _PREFIX: "a prefix has 1 to 63 letters, digits, hyphens and underscores, and no dot",
     NODE: NODE_WORDS,
 }
@@ -53,14 +51,8 @@ PATTERN_WORDS: Final = {
 _OF_LABELS: Final = {"gitlab_schemas", "table_schemas", "gitlab_dictionary"}
 """The keys of a database's section that mention gitlab schemas."""
 
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-"""A name of a database or migration, safe in a topic, a slot, a transactional id and a file."""
-
 TableName = Annotated[str, StringConstraints(pattern=_TABLE)]
 """`schema.table`: everything after the first dot is the table's name; in `tables`, `*` and `?` are wildcards."""
-
-StorageName = Annotated[str, StringConstraints(pattern=_STORAGE)]
-"""A name in Gitaly or Praefect; no slash, since `virtual storage/storage` identifies a walk."""
 
 
 def _one_value(value: Any) -> Any:
@@ -71,21 +63,25 @@ def _one_value(value: Any) -> Any:
 
 
 class KafkaSettings(Section):
-    """Kafka's address and options; `options` are librdkafka's, as infra/settings/kafka_options.py allows."""
+    """Kafka's address and options; of `options`, which are librdkafka's, docs/reference/kafka-options.md has all."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
+    """Addresses of brokers, as `host:port`, separated by commas."""
     partitions: int = Field(default=4, ge=1, le=1000)
+    """Number of partitions of the topics that headrace creates."""
     replication_factor: int = Field(default=-1, ge=-1)
+    """Replicas of the topics that headrace creates; -1: the broker's default."""
     producer_principal: str = "User:headrace-producer"
     """The principal of producers in ACLs; `{source}` in it is the source's name."""
     consumer_principal: str = "User:headrace-consumer-{gitlab_schema}"
     """The principal of consumers in ACLs; `{gitlab_schema}` and `{migration}` in it are the migration's."""
     oauth_token_command: tuple[Word, ...] = Field(default=(), repr=False)
-    """A program and its arguments that print a token for SASL OAUTHBEARER; see infra/kafka/oauth_tokens.py."""
+    """A program and its arguments that print a token for SASL OAUTHBEARER; see docs/reference/security.md."""
+    # Not in the repr: it may contain sasl.password.
     options: dict[str, Annotated[str | int | float | bool, BeforeValidator(_one_value)]] = Field(
         default_factory=dict, repr=False
     )
-    """Not in the repr: it may contain sasl.password."""
+    """Options of librdkafka, such as `"security.protocol"`; docs/reference/kafka-options.md says which."""
 
     @field_validator("options", mode="after")
     @classmethod
@@ -104,27 +100,39 @@ class KafkaSettings(Section):
             )
         return self
 
+    @field_serializer("oauth_token_command", when_used="json")
+    def _shown_command(self, value: tuple[str, ...]) -> tuple[str, ...]:
+        return without_arguments(value)
+
     @field_serializer("options", when_used="json")
     def _without_secrets(self, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
         return {name: HIDDEN if kafka_options.is_secret(name) else each for name, each in value.items()}
 
 
 class MetricsSettings(Section):
-    """The Prometheus endpoint of a service; port 0: none."""
+    """The Prometheus endpoint of a service."""
 
     port: int = Field(default=0, ge=0, le=65535)
+    """Its port; 0: none."""
     address: str = "127.0.0.1"
+    """The address that it listens on."""
+
+
+class LogSettings(Section):
+    """The program's own log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level that is logged; `--verbose` logs everything, whatever this says."""
 
 
 class SnapshotSettings(Section):
     """Snapshots of tables: in chunks, taking turns with the stream."""
 
     chunk_rows: int = Field(default=50_000, ge=1)
+    """Rows per chunk."""
     max_retained_wal_mb: int = Field(default=256, ge=1)
-    """The limit of WAL that the slot retains while its producer runs, in MiB.
-
-    Well before the limit, the snapshot yields to the stream, and heartbeats become more frequent.
-    """
+    """The limit of WAL that the slot retains while its producer runs, in MiB. Well before it, the snapshot yields to
+    the stream, and heartbeats become more frequent."""
 
 
 def _matches(table: str, patterns: tuple[str, ...]) -> bool:
@@ -135,19 +143,22 @@ class DatabaseSettings(DatabaseLogin):
     """A database: a source and, for its migrations, the target."""
 
     gitlab_schemas: tuple[Name, ...] = Field(min_length=1)
+    """The gitlab schemas that it may own; by default one that has the database's name and all its tables."""
     tables: tuple[TableName, ...] = ()
+    """The captured tables; `*` and `?` are wildcards."""
     table_schemas: dict[TableName, Name] = Field(default_factory=dict)
-    """Table, or pattern of tables, → gitlab schema; infra/settings/table_patterns.py has the rule."""
+    """Table, or pattern of tables, → gitlab schema; see docs/reference/gitlab-schemas.md."""
     gitlab_dictionary: Path | None = None
     """GitLab's folder db/docs or its file gitlab_schemas.yml, read when a table's gitlab schema is first asked for."""
     keys: dict[TableName, tuple[str, ...]] = Field(default_factory=dict)
+    """Table → the columns of its records' key and of the order of its chunks, if not its primary key."""
     slot: Name | None = None
+    """The replication slot; by default the prefix and the database's name."""
     publication: Name = "headrace"
+    """The publication."""
     search_path: tuple[str, ...] = ()
-    """Schemas where unqualified names resolve during a migration's writes, for the application's triggers.
-
-    None by default: a role that may create objects in such a schema could make headrace run them.
-    """
+    """Schemas where unqualified names resolve during a migration's writes, for the application's triggers. None by
+    default: a role that may create objects in such a schema could make headrace run them."""
     allow_unlimited_wal: bool = False
     """Accepts `max_slot_wal_keep_size = -1`: a stopped producer may then fill the source's disk."""
     publish_when_visible: bool = False
@@ -159,6 +170,7 @@ class DatabaseSettings(DatabaseLogin):
     """Names and patterns of tables whose updates without a whole old row are published as `r`; see
     docs/how-to/reading-with-other-tools.md."""
     snapshot: SnapshotSettings = SnapshotSettings()
+    """Snapshots of its tables."""
     spill_directory: Path | None = None
     """Directory that buffers large transactions until they commit; by default that of temporary files."""
 
@@ -202,54 +214,19 @@ class DatabaseSettings(DatabaseLogin):
         return self
 
 
-class StorageSettings(Section):
-    """One git storage of a virtual storage: a directory, or a Gitaly node by its address (tcp, tls or unix)."""
-
-    path: str | None = None
-    address: str | None = None
-    token: SecretStr | None = None
-
-    @model_validator(mode="after")
-    def _one_way_to_it(self) -> Self:
-        if (self.path is None) == (self.address is None):
-            raise ValueError("a storage has either a path or an address")
-        if self.address and not re.match(r"(tcp|tls)://[^/]+:\d+$|unix:.", self.address):
-            raise ValueError("an address is tcp://host:port, tls://host:port or unix:/path")
-        return self
-
-
-class VirtualStorageSettings(Section):
-    """What a storage walk reads."""
-
-    database: Name
-    primary: StorageName
-    storages: dict[StorageName, StorageSettings]
-
-    @model_validator(mode="after")
-    def _primary_is_there(self) -> Self:
-        if self.primary not in self.storages:
-            raise ValueError(f"primary: no storage is called {self.primary}{close_to(self.primary, self.storages)}")
-        return self
-
-    def beside(self, directory: Path) -> Self:
-        """Return these settings with the storages' paths taken from `directory`, where they are relative."""
-        storages = {
-            name: one.model_copy(update={"path": str(directory / one.path)}) if one.path else one
-            for name, one in self.storages.items()
-        }
-        return self.model_copy(update={"storages": storages})
-
-
 class MigrationSettings(BaseModel):
     """Settings of every migration; the migration's own options follow these and are checked by the migration."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     enabled: bool = True
+    """false: its consumers end at once. `HEADRACE_<MIGRATION>_ENABLED` in the environment wins."""
     database: Name | None = None
     """The database it writes, if several are configured for its gitlab schema."""
     batch_size: int = Field(default=10_000, ge=1)
+    """Events read at a time."""
     sub_batch_size: int = Field(default=100, ge=1)
+    """Rows changed per transaction; if adaptive, only at first."""
     pause_ms: int = Field(default=0, ge=0)
     """Pause after each sub-batch that changed something, in milliseconds."""
     max_rate: float = Field(default=0, ge=0)
@@ -263,7 +240,8 @@ class MigrationSettings(BaseModel):
     health_seconds: float = Field(default=10, gt=0)
     """Interval of the database health checks."""
     health: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """Indicator → its limit, above which it throttles the migration, or false to disable it; see consumers/health."""
+    """Indicator → its limit, above which it throttles the migration, or false to disable it; see
+    docs/how-to/running.md."""
     declare: DeclareSettings | None = None
     """The migration itself, if it has no code."""
 
@@ -284,15 +262,25 @@ class Settings(Section):
     """The whole settings file; built by `load_settings`, which reports every mistake in one line."""
 
     prefix: Annotated[str, StringConstraints(pattern=_PREFIX)] = "headrace"
+    """The first part of all names of topics, consumer groups and transactional ids."""
     plugin_paths: tuple[Path, ...] = ()
     """Folders with migrations of one's own. They are code: a user who may write them can run anything as headrace."""
     kafka: KafkaSettings = KafkaSettings()
+    """Kafka's address and options."""
     registry: RegistrySettings = RegistrySettings()
+    """A Confluent-compatible schema registry."""
     metrics: MetricsSettings = MetricsSettings()
+    """The Prometheus endpoint of a service."""
+    log: LogSettings = LogSettings()
+    """The program's own log."""
     databases: dict[Name, DatabaseSettings] = Field(default_factory=dict)
+    """The databases by name; each is a source and, for its migrations, the target."""
     virtual_storages: dict[StorageName, VirtualStorageSettings] = Field(default_factory=dict)
+    """Praefect's virtual storages by name, for storage walks."""
     gitserver: GitserverSettings = GitserverSettings()
+    """The nodes between which `rehash_moves` moves repositories."""
     migrations: dict[Name, MigrationSettings] = Field(default_factory=dict)
+    """The settings of each migration by name: those of every migration, and its own."""
 
     _file: Path | None = PrivateAttr(default=None)  # what load_settings has read
 

@@ -18,9 +18,13 @@ class RegistryOauthSettings(Section):
     """OAuth 2.0's client credentials: a token is requested from `token_url`, and again before it expires."""
 
     token_url: str
+    """Where tokens are requested: an http:// or https:// URL."""
     client_id: str = Field(min_length=1)
+    """The client's id."""
     client_secret: SecretStr
+    """The client's secret; better in HEADRACE_REGISTRY__OAUTH__CLIENT_SECRET."""
     scope: str = ""
+    """The scope that is requested, if any."""
 
     @field_validator("token_url")
     @classmethod
@@ -33,21 +37,29 @@ class RegistryOauthSettings(Section):
 class RegistrySettings(Section):
     """A Confluent-compatible registry; without a url, schemas are kept in a compacted topic."""
 
+    # Not in the repr: it may contain a user and a password.
     url: str = Field(default="", repr=False)
-    """Not in the repr: it may contain a user and a password."""
+    """The registry's address; empty: schemas are kept in a compacted topic."""
     user: str = ""
+    """The user, for basic authentication."""
     password: SecretStr = SecretStr("")
+    """The user's password; better in HEADRACE_REGISTRY__PASSWORD."""
     token: SecretStr = SecretStr("")
     """A bearer token that does not expire."""
     oauth: RegistryOauthSettings | None = None
+    """OAuth 2.0's client credentials, in place of user or token."""
     logical_cluster: str = ""
+    """The logical cluster, for bearer tokens in Confluent Cloud."""
     identity_pool: str = ""
-    """For bearer tokens in Confluent Cloud."""
+    """The identity pool, for bearer tokens in Confluent Cloud."""
     ca_file: Path | None = None
     """Certificate authorities of the registry and of the token's server, in PEM format."""
     certificate_file: Path | None = None
+    """A client certificate, in PEM format."""
     key_file: Path | None = None
+    """The private key of the client certificate, if it is in a file of its own."""
     key_password: SecretStr = SecretStr("")
+    """The password of the private key; better in HEADRACE_REGISTRY__KEY_PASSWORD."""
 
     @field_serializer("url", when_used="json")
     def _without_credentials(self, value: str) -> str:

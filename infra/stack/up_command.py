@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infra.cli.options import Config
 from infra.stack.extra import require_stack
 
 if TYPE_CHECKING:
@@ -32,27 +33,38 @@ def up(
     brokers: Brokers = None,
     kafka_port: Port = 0,
     postgres_port: Port = 0,
+    settings: Annotated[
+        bool, typer.Option("--write-settings", help="Write a settings file with the servers' addresses.")
+    ] = False,
+    config: Config = None,
 ) -> None:
     """Start Kafka and PostgreSQL in the background.
 
     Example: `headrace up --brokers 3`, stopped by `headrace down`. Each record then has three replicas and is
-    acknowledged by two. With --kafka-port the brokers use consecutive ports.
+    acknowledged by two. With --kafka-port the brokers use consecutive ports. --write-settings never overwrites a file.
     """
     require_stack()
-    from rich.console import Console
-
+    from infra.cli import tables
     from infra.service import interrupts
+    from infra.settings.file import settings_path
     from infra.stack.background import bring_up
+    from infra.stack.stack_settings import require_free, write_settings
 
-    place = _place(directory)
-    with interrupts.finishing(), Console(stderr=True).status("Starting Kafka and PostgreSQL"):
+    place, path = _place(directory), settings_path(config)
+    if settings:
+        require_free(path)
+    with interrupts.finishing(), tables.console(stderr=True).status("Starting Kafka and PostgreSQL"):
         record = bring_up(place, brokers=brokers, kafka_port=kafka_port, postgres_port=postgres_port)
+    if settings:
+        write_settings(path, record)
     if as_json:
         typer.echo(json.dumps(report(record)))
         return
     typer.echo(f"kafka     {record.bootstrap_servers}")
     typer.echo(f"postgres  {record.dsn}")
     typer.echo(f"data      {record.data_dir}")
+    if settings:
+        typer.echo(f"settings  {path}")
     typer.echo("They stay up until `headrace down`" + (f" --dir {place}" if directory else "") + ".")
 
 

@@ -34,7 +34,7 @@ from schemas.errors import HeadraceError, PreflightFailed, printable
 def report(advise: Adviser, names: Sequence[str], config: Path | None, *, as_json: bool) -> None:
     """Print what the named sources and migrations lack, or all; raises typer.Exit with 3 if it is anything."""
     settings = load_settings(config)
-    log.configure()
+    log.configure(settings.log)
     known = (*settings.databases, *settings.virtual_storages)
     sources = [name for name in known if not names or name in names]
     migrations = [name for name in names if name not in known]

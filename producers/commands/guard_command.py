@@ -49,7 +49,7 @@ def guard(
     schemas = tuple(dict.fromkeys(gitlab_schemas or ()))
     if not schemas and not remove:
         raise UsageError("no gitlab schema was given", remedy="name them, such as gitlab_ci")
-    log.configure()
+    log.configure(settings.log)
     with stop_on_signals() as stop, connect.session(settings.database(database), name="guard") as connection:
         require_name(connection, database)
         if sql:

@@ -72,7 +72,7 @@ def _stream(settings: Settings, source: str, *, start_over: bool, yes: bool) -> 
     from infra.service.signals import stop_on_signals
     from producers.session.service import produce as run_producer
 
-    log.configure()
+    log.configure(settings.log)
     if start_over:
         from producers.session.start_over import start_over as forget_source
 
@@ -96,7 +96,7 @@ def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool,
     if again and until_imported:
         raise UsageError("--again and --until-imported exclude each other")
     walks = walk if again else walk_until_imported if until_imported else walk_unless_imported
-    log.configure()
+    log.configure(settings.log)
     if until_imported:
         # Each wait of a walk is one for its servers, of which the probe covers Kafka.
         THIS.working()

@@ -67,7 +67,7 @@ def switchover(
 
     settings = load_settings(config)
     move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
-    log.configure()
+    log.configure(settings.log)
     if not (yes or abort or status):
         typer.confirm(
             f"Move {', '.join(move.gitlab_schemas)} from {source} to {destination}? It cannot be taken back"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
 
-from infra.settings.model import StorageSettings
+from infra.settings.storage_settings import StorageSettings
 from producers.walk.directory import Repository, is_gitalys_own
 from schemas.errors import HeadraceError, Interrupted, Malformed, PreflightFailed, Unavailable, UsageError
 

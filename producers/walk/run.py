@@ -17,7 +17,8 @@ from infra.kafka import clients, topic_requirements
 from infra.kafka.topics import STATE, LogReader, ensure_topic, with_records
 from infra.schema_registry.topic_registry import Registry, open_registry
 from infra.service import interrupts, log
-from infra.settings.model import Settings, StorageSettings, VirtualStorageSettings
+from infra.settings.model import Settings
+from infra.settings.storage_settings import StorageSettings, VirtualStorageSettings
 from infra.state.positions import SnapshotState, record_key
 from producers.publish.kafka_transaction import Relay
 from producers.publish.registry_check import require_same_registry_of_walks

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
-from infra.settings.model import Settings
+from infra.settings.model import LogSettings, Settings
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
 # Includes everything imported by the module that runs the rounds, since each fork imports it too.
@@ -148,7 +148,7 @@ def _produce(
         implementation.compiled = None  # type: ignore[misc]  # as without a compiler
     if plant is not None:
         planted.plant(plant)
-    lines.configure()
+    lines.configure(LogSettings())
     _hear(heard)
     try:
         with stop_on_signals() as stop:

@@ -11,6 +11,7 @@ import pytest
 from consumers.commands import display
 from infra.cli.advice import Advice
 from infra.service import log
+from infra.settings.model import LogSettings
 from schemas.errors import HeadraceError, printable
 
 HOSTILE = "public.t\x1b]0;owned\x07\x1b[2J\r\nheadrace: error: forged \u202e[red]x[/blink]\x9b1m"
@@ -36,7 +37,7 @@ def test_error_is_one_line_of_printable_characters() -> None:
 def test_log_line_is_one_line(as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
-    log.configure(json=as_json)
+    log.configure(LogSettings(), json=as_json)
     log.get(table=HOSTILE).warning("stopped", reason=HOSTILE)
     shown = written.getvalue()
     assert shown.count("\n") == 1

@@ -18,9 +18,9 @@ from importlib import resources
 from pathlib import Path
 
 import platformdirs
-from rich.console import Console
 from rich.progress import Progress
 
+from infra.cli import tables
 from schemas.errors import HeadraceError, Malformed, Unavailable
 
 KAFKA_VERSION = "4.3.0"
@@ -147,7 +147,9 @@ def _download_all(jars: Sequence[Jar], into: Path, work: Path, download: Downloa
 
     with (
         ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool,
-        Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal) as bar,
+        Progress(
+            console=tables.console(stderr=True), transient=True, disable=not tables.console(stderr=True).is_terminal
+        ) as bar,
     ):
         task = bar.add_task(f"Downloading {name}", total=sum(jar.size for jar in jars))
         waiting = {pool.submit(fetch, jar): jar for jar in jars}

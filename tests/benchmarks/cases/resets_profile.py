@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest.mock import patch
 
-from consumers.commands import process_tuning
+from consumers.commands.execution import process_tuning
 from consumers.contract.decisions import Change
 from consumers.contract.migration import Cursor
 from consumers.delivery.group import Group

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from infra.service import log
+from infra.settings.model import LogSettings
 from tests.chaos.path import reliability
 from tests.chaos.path.build import VIOLATIONS
 from tests.chaos.path.faults import Faults
@@ -42,7 +43,7 @@ def play_one(seed: int, seconds: float, brokers: int) -> Story:
 
 def main() -> int:
     faulthandler.enable()
-    log.configure(level="error")
+    log.configure(LogSettings(level="error"))
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # lost sessions are expected here
     arguments = argparse.ArgumentParser(prog="python -m tests.chaos.path", description=__doc__)
     arguments.add_argument("--minutes", type=float, default=10.0, help="length of a round")

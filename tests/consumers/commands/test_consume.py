@@ -19,6 +19,7 @@ from infra.service import log
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
+from tests.documents import hold
 
 pytestmark = pytest.mark.stack
 
@@ -29,10 +30,12 @@ Run = Callable[..., Result]
 def run(config: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A function that runs a command with the test's settings; the result has any exception."""
     # The runner closes its standard error after each command, and the log of this process would keep using it.
-    monkeypatch.setattr(log, "configure", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda _settings: None)
 
     def invoke(*arguments: str, answer: str | None = None) -> Result:
-        return CliRunner().invoke(headrace.app, [*arguments, "--config", str(config)], input=answer)
+        ended = CliRunner().invoke(headrace.app, [*arguments, "--config", str(config)], input=answer)
+        hold(arguments, ended.stdout)
+        return ended
 
     return invoke
 

@@ -70,6 +70,44 @@ def test_status_fits_80_columns(shown: Any) -> None:
     assert any("16/B374D848" in line and "123 MB" in line and "12.5" in line for line in lines)
 
 
+def test_every_cell_is_whole_at_60_columns(shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    odd = {"table": "public.container_repository_[b]_of_a_long_name", "chunks_done": 12, "chunks": 34}
+    lines = shown(migration(), sources=(source(), source(name="ci", snapshot=odd)))
+    said = " ".join(" ".join(lines).split())
+    for cell in (
+        "migrations status_backfills state caught_up, done 99.9%, applied 123,456,789, remaining 9,876,543, "
+        "events/s 123,457, time left 100:00:00",
+        "sources main WAL position 16/B374D848, behind 123 MB, seconds 12.5, "
+        "snapshot public.container_repositories 12/34",
+        "ci WAL position 16/B374D848, behind 123 MB, seconds 12.5, "
+        "snapshot public.container_repository_[b]_of_a_long_name 12/34",
+    ):
+        assert cell in said
+    assert "…" not in said
+    assert [line for line in lines if len(line) > 60 and not line.startswith("status_backfills: ")] == []
+
+
+def test_reasons_are_whole_at_60_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    reason = "the value of column note is longer than the column of the table may have"
+    result = {"migration": "m", "database": "main", "events": 1_000, "changes": 10, "remaining": 9}
+    display.show_dry_run({**result, "skipped": {reason: 989}, "dead_letters": {reason: 1}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [reason, "  events 989", f"dead letter: {reason}", "  events 1"]
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_escape_sequence_where_none_is_wanted(
+    shown: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[" in "".join(shown(migration(), sources=(source(),)))
+    monkeypatch.setenv(variable, value)
+    assert "\x1b[" not in "".join(shown(migration(), sources=(source(),)))
+
+
 def test_status_prints_details_below_the_table(shown: Any) -> None:
     lines = shown(migration(throttled_by="archive: 50 WAL segments are waiting to be archived", state="throttled"))
     assert "status_backfills: throttled by archive: 50 WAL segments are waiting to be archived" in lines

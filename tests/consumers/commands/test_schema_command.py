@@ -58,7 +58,7 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 @pytest.fixture
 def run(config: Path, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> Run:
     # The runner closes its standard error after each command, and the log of this process would keep using it.
-    monkeypatch.setattr(log, "configure", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda _settings: None)
     return runner(config)
 
 
@@ -180,7 +180,7 @@ def test_backfill_of_the_documentation_works(
     exec(source, vars(module))
     kinds = {"visibility_backfills": module.VisibilityBackfills}
     monkeypatch.setattr(catalog, "migrations", lambda _settings: kinds)
-    monkeypatch.setattr(log, "configure", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda _settings: None)
     captured = settings.database("main").model_copy(update={"tables": ("public.projects",)})
     chosen = settings.model_copy(update={"databases": {"main": captured}})
     connection.execute("CREATE TABLE projects (id bigint PRIMARY KEY, name text)")

@@ -9,7 +9,7 @@ from typing import ClassVar
 import psycopg
 import pytest
 
-from consumers.operations.trial import NoEvent, attempt
+from consumers.operations.authoring.trial import NoEvent, attempt
 from consumers.runtime.assembly import consumer_of
 from consumers.testing.promises import PROMISES, NotApplicable
 from consumers.testing.table_case import DATABASE, TableCase

@@ -17,7 +17,7 @@ from tests.consumers.delivery.dead_letters import NAME, Command
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     """A function that runs `headrace dead-letters` with a settings file."""
-    monkeypatch.setattr(log, "configure", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda _settings: None)
 
     def run(config: Path, *arguments: str) -> Result:
         return CliRunner().invoke(dead_letters_command.app, [*arguments, "--config", str(config)])

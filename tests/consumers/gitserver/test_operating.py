@@ -237,7 +237,7 @@ def test_failed_moves_are_listed_with_dead_letters_and_retried_by_the_operator(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The runner closes its standard error after each command, and the log of this process would keep using it.
-    monkeypatch.setattr(log, "configure", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda _settings: None)
     bad = NAMES[0]
     world.add([bad], make=broken)
     drive(world.settings)

@@ -221,7 +221,7 @@ def test_check_and_start_report_the_same_problems(
 @pytest.mark.stack
 def test_given_up_moves_are_in_the_status_and_block_completion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     # The runner closes its standard error after each command, and the log of this process would keep using it.
-    monkeypatch.setattr(log, "configure", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda _settings: None)
     bad, good = NAMES[:2]
     world.add([bad], make=broken)
     world.add([good])
@@ -253,7 +253,7 @@ def test_given_up_moves_are_in_the_status_and_block_completion(world: World, mon
 def test_finalize_fails_with_the_number_of_given_up_moves(
     world: World, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "configure", lambda: None)  # see above
+    monkeypatch.setattr(log, "configure", lambda _settings: None)  # see above
     bad, good = NAMES[:2]
     broken(world.disks.old(bad))
     make_repository(world.disks.old(good))

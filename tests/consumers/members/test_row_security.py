@@ -10,7 +10,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from consumers.commands import consume, running
+from consumers.commands import consume
+from consumers.commands.execution import running
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.remaining import remaining
 from consumers.operations.status import gather

@@ -72,7 +72,7 @@ def connection(database: Database) -> psycopg.Connection[Any]:
 @pytest.fixture
 def run(config: Path, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> Run:
     # The runner closes its standard error after each command, and the log of this process would keep using it.
-    monkeypatch.setattr(log, "configure", lambda: None)
+    monkeypatch.setattr(log, "configure", lambda _settings: None)
     return runner(config)
 
 

@@ -19,6 +19,7 @@ from consumers.testing.waiting import until
 from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
 from tests.consumers.contract.authors import BROKEN, sound
+from tests.documents import hold
 from tests.infra.schema_registry.registry_server import RegistryServer, registry_server
 
 pytestmark = pytest.mark.stack
@@ -63,7 +64,7 @@ class Author:
         (self.directory / "consumers" / "migrations" / f"{stem}.py").write_text(text, encoding="utf-8")
 
     def run(self, *words: str, **environment: str) -> Ended:
-        return subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-m", "headrace", *words, "--config", str(self.config)],
             cwd=self.directory,  # which Python searches before installed packages
             env={**os.environ, **environment},
@@ -72,6 +73,8 @@ class Author:
             check=False,
             timeout=170,
         )
+        hold(words, ended.stdout)
+        return ended
 
     def findings(self, **environment: str) -> list[str]:
         """Return the lines of the findings; the exit code is checked against them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from consumers.operations.new_migration import NewMigration, files
+from consumers.operations.authoring.new_migration import NewMigration, files
 from consumers.testing.promises import PROMISES
 
 NEW = NewMigration("lower_emails", "public.users", "gitlab_main", sets={"email": "lower(email)"})

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import typer
 
 from infra.init.init_command import init_with
 from infra.rights.acls import Acl, Kind, Operation
@@ -197,3 +198,27 @@ def test_the_acls_are_a_file_for_terraform(tmp_path: Path, capsys: pytest.Captur
             }
         }
     }
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_file_is_replaced_on_a_terminal_only_after_a_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("infra.init.interview.interview", lambda text, *_: f'{text}\nprefix_of = "me"\n')
+
+    def confirm(_question: str, **_how: object) -> None:
+        if not replaced:
+            raise typer.Abort
+
+    monkeypatch.setattr(typer, "confirm", confirm)
+    path = tmp_path / "mine.toml"
+    path.write_text("mine")
+    if replaced:
+        init(config=path)
+    else:
+        with pytest.raises(typer.Abort):
+            init(config=path)
+    assert ("prefix_of" in path.read_text()) is replaced
+    assert (path.read_text() == "mine") is not replaced

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -11,6 +13,7 @@ import structlog
 from pydantic import SecretStr
 
 from infra.service import log
+from infra.settings.model import LogSettings
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +24,7 @@ def _configuration_put_back() -> Iterator[None]:
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    log.configure(json=True)
+    log.configure(LogSettings(), json=True)
     logger = log.get(**{log.SOURCE: "main"})
     logger.info("table done", **{log.TABLE: "public.projects", log.ROWS: 7})
     logger.warning("two\nlines", **{log.REASON: "a\nb"})
@@ -35,22 +38,22 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_columns_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    log.configure(json=False)
+    log.configure(LogSettings(), json=False)
     log.get(source="main").info("table done", rows=7)
     err = capsys.readouterr().err
     assert "table done" in err
-    with pytest.raises(ValueError, match="Expecting value"):
+    with pytest.raises(ValueError, match=r"Expecting value|Extra data"):
         json.loads(err)
 
 
 def test_json_is_what_a_collected_output_gets(capsys: pytest.CaptureFixture[str]) -> None:
-    log.configure()  # captured: no terminal
+    log.configure(LogSettings())  # captured: no terminal
     log.get().info("collected")
     assert json.loads(capsys.readouterr().err)["event"] == "collected"
 
 
 def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    log.configure(json=True, level="warning")
+    log.configure(LogSettings(level="warning"), json=True)
     log.get().info("quiet")
     log.get().warning("loud")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["loud"]
@@ -58,7 +61,7 @@ def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_secret_that_reaches_the_log_is_not_shown(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
-    log.configure(json=as_json)
+    log.configure(LogSettings(), json=as_json)
     log.get(dsn=SecretStr("s3cret")).info("connected", password=SecretStr("s3cret"))
     err = capsys.readouterr().err
     assert "connected" in err
@@ -69,7 +72,7 @@ def test_a_secret_that_reaches_the_log_is_not_shown(capsys: pytest.CaptureFixtur
 def test_an_exception_is_logged_without_the_values_of_its_variables(
     capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    log.configure(json=as_json)
+    log.configure(LogSettings(), json=as_json)
     row = "value-of-a-row"
     try:
         raise ValueError(len(row))
@@ -78,3 +81,27 @@ def test_an_exception_is_logged_without_the_values_of_its_variables(
     err = capsys.readouterr().err
     assert "ValueError: 14" in err
     assert "value-of-a-row" not in err.replace('row = "value-of-a-row"', ""), "no locals, only source lines"
+
+
+@pytest.mark.parametrize(
+    ("variables", "colors"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colors_are_for_terminals_that_want_them(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], colors: bool
+) -> None:
+    for name, value in {"TERM": "xterm-256color", "NO_COLOR": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    written = Terminal()
+    monkeypatch.setattr(sys, "stderr", written)
+    log.configure(LogSettings())
+    log.get(source="main").warning("slow", rows=7)
+    assert ("\x1b[" in written.getvalue()) is colors
+    assert "slow" in written.getvalue()
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True

@@ -131,7 +131,7 @@ def test_invalid_option_is_reported_with_the_reason(file: Path, line: str, said:
         load_settings(file)
     message = str(caught.value)
     name = line.splitlines()[-1].split(" = ")[0]
-    assert f"settings file {file}: kafka.options.{name}: " in message
+    assert re.search(rf"settings file {file}:\d: kafka\.options\.{re.escape(name)}: ", message)
     assert said in message
     assert SECRET not in message
     assert caught.value.__cause__ is None

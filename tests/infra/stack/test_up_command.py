@@ -21,6 +21,7 @@ from infra.stack import background
 from infra.stack.embedded import require_space, translated
 from infra.stack.processes.keeper import runs
 from schemas.errors import UsageError
+from tests.documents import hold
 
 pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[3]
@@ -54,6 +55,7 @@ def start(*words: str | Path) -> subprocess.Popen[str]:
 def headrace(*words: str | Path) -> tuple[int, str, str]:
     process = start(*words)
     out, err = process.communicate(timeout=400)
+    hold(words, out)
     return process.returncode, out, err
 
 

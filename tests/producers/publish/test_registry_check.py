@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 import pytest
 
 from infra.schema_registry.registry_identity import RegistryChanged, fingerprint
-from infra.settings.model import DatabaseSettings, Settings, StorageSettings, VirtualStorageSettings
+from infra.settings.model import DatabaseSettings, Settings
 from infra.settings.registry_settings import RegistrySettings
+from infra.settings.storage_settings import StorageSettings, VirtualStorageSettings
 from infra.state.positions import SnapshotState
 from producers.publish import registry_check
 from producers.publish.registry_check import changed_registry, require_same_registry

@@ -13,7 +13,8 @@ import pytest
 
 from consumers.operations.status import gather
 from consumers.testing.waiting import PATIENCE, until
-from infra.settings.model import DatabaseSettings, VirtualStorageSettings
+from infra.settings.model import DatabaseSettings
+from infra.settings.storage_settings import VirtualStorageSettings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.session import slot_monitor
 from producers.session.check import hindrances, outlook, partial_updates

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.settings.model import StorageSettings
+from infra.settings.storage_settings import StorageSettings
 from producers.walk.directory import Repository, walk_directory
 from producers.walk.gitaly import (
     GitalyUnavailable,
@@ -196,7 +196,7 @@ def test_node_is_reached_over_tls_with_a_private_ca(tmp_path: Path) -> None:
 
 CHILD = """
 import sys, threading
-from infra.settings.model import StorageSettings
+from infra.settings.storage_settings import StorageSettings
 from producers.walk.gitaly import walk_gitaly
 settings = StorageSettings(address=f"tls://localhost:{sys.argv[1]}", token="t")
 for found in walk_gitaly("gitaly-0", settings, threading.Event()):

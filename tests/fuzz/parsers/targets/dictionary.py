@@ -12,7 +12,7 @@ import yaml
 
 from infra.settings import gitlab_dictionary
 from infra.settings.gitlab_dictionary import GitlabDictionary, read_dictionary
-from infra.settings.model import NAME_PATTERN
+from infra.settings.section import NAME_PATTERN
 from schemas.errors import SettingsError
 from tests.fuzz.parsers.target import Target, Violation, outcome
 

@@ -7,7 +7,7 @@ import sys
 
 _PROGRAM = """
 import gc, sys
-from consumers.commands import process_tuning
+from consumers.commands.execution import process_tuning
 from consumers.runtime import consumer
 before = gc.get_threshold()[0]
 process_tuning.tune()

@@ -15,5 +15,5 @@ def named_migration(migration: str, config: Path | None) -> tuple[Settings, type
     """Return the settings, the migration and its database; configures the log."""
     settings = load_settings(config)
     kind = catalog.migration_class(settings, migration)
-    log.configure()
+    log.configure(settings.log)
     return settings, kind, catalog.target_database(settings, kind)

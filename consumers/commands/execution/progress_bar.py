@@ -21,15 +21,16 @@ def progress(migration: str, settings: Settings, kind: type[Migration], database
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from infra.cli import tables
 
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[counts]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=tables.console(stderr=True),
     )
     ends: dict[Place, int] = {}
     names = source_topics(settings, kind, database)

@@ -13,10 +13,10 @@ from typing import Any
 import psycopg
 import typer
 
-from consumers.commands import process_tuning
-from consumers.commands.progress_bar import progress
+from consumers.commands.execution import process_tuning
+from consumers.commands.execution.progress_bar import progress
 from consumers.contract.backfill import Backfill
-from consumers.operations import catalog, pauses
+from consumers.operations import catalog, migration_sections, pauses
 from consumers.operations.group_admin import members
 from consumers.operations.replay import MembersAlive, replay
 from consumers.runtime.assembly import consumer_of
@@ -51,6 +51,7 @@ def backfill(migration: str, config: Path | None, *, down: bool, as_json: bool) 
         if down:
             _withdraw(site, as_json)
             return
+        migration_sections.require_spelt(site.settings, migration)
         _require(site, Release.BACKFILL)
         if not site.settings.migration(migration).enabled:
             raise Refused(f"{migration} is disabled", remedy="enable it in its settings or environment")
@@ -136,7 +137,7 @@ def _opened(name: str, config: Path | None) -> Iterator[_Site]:
             sorted(name for name, each in catalog.migrations(settings).items() if issubclass(each, Backfill))
         )
         raise UsageError(f"{name} is not a backfill", remedy=f"backfills: {there or 'none'}")
-    log.configure()
+    log.configure(settings.log)
     database = catalog.target_database(settings, kind)
     section = settings.database(database)
     with connect.session(section, name=f"schema {name}") as connection:

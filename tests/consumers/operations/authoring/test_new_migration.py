@@ -10,7 +10,7 @@ import pytest
 
 from consumers.contract.discovery import discover
 from consumers.contract.plugins import in_folder
-from consumers.operations.new_migration import NewMigration, checked, files
+from consumers.operations.authoring.new_migration import NewMigration, checked, files
 from consumers.testing.promises import PROMISES
 from schemas.errors import UsageError
 

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from consumers.commands import process_tuning
-from consumers.commands.named_migration import named_migration
-from consumers.commands.progress_bar import progress
+from consumers.commands.execution import process_tuning
+from consumers.commands.execution.named_migration import named_migration
+from consumers.commands.execution.progress_bar import progress
 from consumers.contract import contract_checks
 from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
-from consumers.operations import catalog, pauses
+from consumers.operations import catalog, migration_sections, pauses
 from consumers.operations import rights as consumer_rights
 from consumers.operations.migration_overview import MigrationOverview
 from consumers.runtime.assembly import consumer_of
@@ -34,9 +34,10 @@ def run(migration: str, config: Path | None, *, dry: bool, until_caught_up: bool
     """Run `headrace consume`."""
     settings = load_settings(config)
     kind = catalog.migration_class(settings, migration)
+    migration_sections.require_spelt(settings, migration)
     work = kind.configure(settings.migration(migration))
     database = catalog.target_database(settings, kind)
-    log.configure()
+    log.configure(settings.log)
     if not settings.migration(migration).enabled:
         log.get(migration=migration).info("migration disabled")
         return
@@ -72,6 +73,7 @@ def run(migration: str, config: Path | None, *, dry: bool, until_caught_up: bool
 def run_until_complete(migration: str, config: Path | None, *, as_json: bool) -> None:
     """Run `headrace finalize`."""
     settings, kind, database = named_migration(migration, config)
+    migration_sections.require_spelt(settings, migration)
     work = kind.configure(settings.migration(migration))
     if work.continuous or settings.migration(migration).continuous:
         raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its consumers")

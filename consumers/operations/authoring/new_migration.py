@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from consumers.contract.migration import API
-from infra.settings.model import NAME_PATTERN
+from infra.settings.section import NAME_PATTERN
 from schemas.errors import UsageError
 
 _WIDTH: Final = 88

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from consumers.commands.named_migration import named_migration
+from consumers.commands.execution.named_migration import named_migration
 from consumers.compare.comparison import TopicDiffers, compare
 from consumers.compare.repair import request_repair
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
@@ -39,7 +39,7 @@ def verify_migration(config: Path | None, what: str, *, as_json: bool) -> None:
 def verify_rows(config: Path | None, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
     """Run `headrace verify --rows` for a table, or for each of a migration."""
     settings = load_settings(config)
-    log.configure()
+    log.configure(settings.log)
     if "." in what:
         tables, source = [what], database or settings.source_of(what, "--database")
     else:

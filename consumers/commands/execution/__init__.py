@@ -1,0 +1,1 @@
+"""Runs what commands ask for once their arguments are read: consumers, releases and comparisons."""
