@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-import tomli_w
 from pydantic import SecretStr, ValidationError
 
 from infra.kafka import clients
 from infra.postgres import connect
+from infra.settings.description.toml_text import toml_value
 from infra.settings.gitlab_dictionary import read_dictionary
 from infra.settings.model import DatabaseSettings, KafkaSettings
 from schemas import gitlab_schemas as labels
@@ -124,7 +124,7 @@ def _filled(example: str, values: Mapping[str, str | Sequence[str]]) -> str:
     lines = example.splitlines()
     for key, value in values.items():
         place = next(number for number, line in enumerate(lines) if line.removeprefix("# ").startswith(f"{key} = "))
-        lines[place] = f"{key} = {_toml(value)}" if value else f"# {lines[place].removeprefix('# ')}"
+        lines[place] = f"{key} = {toml_value(value)}" if value else f"# {lines[place].removeprefix('# ')}"
     return "\n".join(lines) + "\n"
 
 
@@ -135,9 +135,3 @@ def _without_section(example: str, name: str) -> str:
     lines = f"{heading}{section}".splitlines()
     commented = "\n".join(line if line.startswith("#") else f"# {line}" for line in lines)
     return f"{before}{commented}{empty}{after}"
-
-
-def _toml(value: str | Sequence[str]) -> str:
-    if not isinstance(value, str):
-        return f"[{', '.join(map(_toml, value))}]"
-    return tomli_w.dumps({"k": value}).removeprefix("k = ").strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from consumers.declared.sections import require_expressions
 from consumers.operations import catalog
 from infra.postgres import connect
 from infra.settings.declare import DeclareSettings
+from infra.settings.description.toml_text import toml_value
 from infra.settings.model import MigrationSettings, Settings
 from schemas.errors import Refused
 
@@ -98,16 +98,16 @@ def _estimated(connection: psycopg.Connection[Any], kind: type[DeclaredMigration
 
 def text_of_section(name: str, section: DeclareSettings) -> str:
     """Return the section as TOML."""
-    lines = [f"[migrations.{name}.declare]", f"table = {_quoted(section.table)}"]
+    lines = [f"[migrations.{name}.declare]", f"table = {toml_value(section.table)}"]
     if section.gitlab_schema is not None:
-        lines.append(f"gitlab_schema = {_quoted(section.gitlab_schema)}")
+        lines.append(f"gitlab_schema = {toml_value(section.gitlab_schema)}")
     if section.key != ("id",):
-        lines.append(f"key = [{', '.join(map(_quoted, section.key))}]")
-    lines.append(f"where = {_quoted(section.where)}")
-    sets = ", ".join(f"{_quoted(column)} = {_quoted(text)}" for column, text in section.set.items())
+        lines.append(f"key = {toml_value(section.key)}")
+    lines.append(f"where = {toml_value(section.where)}")
+    sets = ", ".join(f"{toml_value(column)} = {toml_value(text)}" for column, text in section.set.items())
     lines.append(f"set = {{ {sets} }}")
     if section.prefilter is not None:
-        lines.append(f"prefilter = {_quoted(section.prefilter)}")
+        lines.append(f"prefilter = {toml_value(section.prefilter)}")
     return "\n".join(lines) + "\n"
 
 
@@ -122,8 +122,3 @@ def append(path: Path, text: str) -> None:
         raise Refused(f"{path} cannot be written: {error.strerror}", remedy="add the section to it") from error
     except tomllib.TOMLDecodeError as error:
         raise Refused(f"{path} cannot have a section more: {error}", remedy="add the keys where they fit") from None
-
-
-def _quoted(text: str) -> str:
-    # TOML's basic strings have JSON's escapes, and no DEL.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -11,11 +11,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-import tomli_w
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, ValidationError
 
 from infra.settings.description.lines import line_of, lines_of
+from infra.settings.description.toml_text import toml_key, toml_value
 from infra.settings.description.variables import variable_of
 from infra.settings.file import read_document, settings_path
 from infra.settings.mistakes import Location
@@ -89,17 +89,11 @@ def as_toml(settings: Iterable[Setting]) -> str:
 
 
 def _assignment(setting: Setting) -> str:
-    value = setting.value
-    shown = f"[{', '.join(map(_value, value))}]" if isinstance(value, list) else _value(value)
-    return f"{_key(setting.key[-1])} = {shown}"
-
-
-def _value(value: Any) -> str:
-    return tomli_w.dumps({"k": value}).removeprefix("k = ").strip()
+    return f"{_key(setting.key[-1])} = {toml_value(setting.value)}"
 
 
 def _key(part: object) -> str:
-    return tomli_w.dumps({str(part): 0}).removesuffix(" = 0\n")
+    return toml_key(str(part))
 
 
 def _leaves(document: Mapping[str, Any], above: Location = ()) -> Iterator[tuple[Location, Any]]:
