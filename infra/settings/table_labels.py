@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from infra.settings import table_patterns
+from infra.settings.description.toml_text import toml_value
 from infra.settings.gitlab_dictionary import read_dictionary
 from infra.settings.model import DatabaseSettings
 from schemas.gitlab_schemas import GITLAB_SHARED, KNOWN, TABLES, UnmappedTable
@@ -147,15 +148,9 @@ def _line(unmapped: Unmapped) -> str:
     choice = " or ".join(unmapped.candidates)
     if unmapped.elsewhere:
         choice = f"{' or '.join(unmapped.elsewhere)}, which the database's gitlab_schemas lack"
-    return f'{_quoted(unmapped.table)} = ""  # {choice}'
+    return f'{toml_value(unmapped.table)} = ""  # {choice}'
 
 
 def label_line(table: str, gitlab_schema: str) -> str:
     """Return the line of `table_schemas` that gives a table its gitlab schema."""
-    return f"{_quoted(table)} = {_quoted(gitlab_schema)}"
-
-
-def _quoted(text: str) -> str:
-    """Return a basic string of TOML, in printable characters."""
-    escaped = (f"\\{each}" if each in '"\\' else each if each.isprintable() else f"\\U{ord(each):08x}" for each in text)
-    return f'"{"".join(escaped)}"'
+    return f"{toml_value(table)} = {toml_value(gitlab_schema)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
@@ -14,11 +13,17 @@ def toml_value(value: str | float | Sequence[str | float]) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        # TOML's basic strings have JSON's escapes, and no DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return f'"{"".join(map(_escaped, value))}"'
     return f"[{', '.join(map(toml_value, value))}]"
 
 
 def toml_key(name: str) -> str:
     """Return a key, in quotes where it needs them."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
+
+
+def _escaped(character: str) -> str:
+    """Return a character of a basic string; what a terminal would not print is a number."""
+    if character in '"\\':
+        return f"\\{character}"
+    return character if character.isprintable() else f"\\U{ord(character):08x}"

@@ -1,4 +1,4 @@
-"""What is written as TOML is read as it was."""
+"""Keys and values are read from TOML as they were written."""
 
 from __future__ import annotations
 
