@@ -36,6 +36,8 @@ class _State:
         self._limits: list[float] = []
         self._ways: list[int] = []
         self.asked = False
+        self._finished = -math.inf
+        """When the last work that had to be finished ended: from then on there is time as after a signal."""
 
     def begin(self, seconds: float) -> None:
         with self._lock:
@@ -44,12 +46,18 @@ class _State:
     def finish(self, seconds: float) -> None:
         with self._lock:
             self._limits.remove(seconds)
+            self._finished = time.monotonic()
 
     @property
-    def limit(self) -> float:
-        """How long the process may take after the signal, in seconds."""
+    def finishes(self) -> bool:
+        """Whether something is to be finished, however long it takes."""
         with self._lock:
-            return max(self._limits, default=_PATIENCE_SECONDS)
+            return max(self._limits, default=0.0) == math.inf
+
+    def end_of_patience(self, signalled: float) -> float:
+        """Return the monotonic time at which the process ends in any case, after a signal at `signalled`."""
+        with self._lock:
+            return max(signalled, self._finished) + max(self._limits, default=_PATIENCE_SECONDS)
 
     def push(self, exit_code: int) -> None:
         self._ways.append(exit_code)
@@ -134,12 +142,12 @@ def _watch(receiver: socket.socket) -> None:
             if limit is None:
                 limit = threading.Thread(target=_limit, name="limit of an interrupt", daemon=True)
                 limit.start()
-            elif _STATE.limit < math.inf:
+            elif not _STATE.finishes:
                 _STATE.end()  # the second one
 
 
 def _limit() -> None:
     begun = time.monotonic()
-    while time.monotonic() - begun < _STATE.limit:
+    while time.monotonic() < _STATE.end_of_patience(begun):
         time.sleep(_LOOK_SECONDS)
     _STATE.end()
