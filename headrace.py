@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     import typer
 
@@ -81,7 +81,7 @@ _HELP: Final = """Streams live PostgreSQL rows through Kafka into idempotent mig
 
 COMMANDS: Final = {
     "demo": ("Run all migrations on temporary servers, with proofs.", "infra.demo.demo_command:demo"),
-    "up": ("Start Kafka and PostgreSQL in the background.", "infra.stack.up_command:up"),
+    "up": ("Start Kafka and PostgreSQL in the background.", "infra.stack.up_command:up_with"),
     "down": ("Stop the servers of `headrace up`; keep their data.", "infra.stack.up_command:down"),
     "init": ("Write a settings file, or print its SQL or Kafka ACLs.", "infra.init.init_command:init_with"),
     "produce": ("Stream a database, or walk a virtual storage, into Kafka.", "producers.commands.produce:produce"),
@@ -155,11 +155,19 @@ def advise(settings: Settings, names: Collection[str]) -> Iterable[Advice]:
     return advise(settings, names)
 
 
+def load_sample(dsn: str) -> Sequence[str]:
+    """Create the demo's tables in this database; return their names."""
+    from infra.demo.sample_database import load
+
+    return load(dsn)
+
+
 def listed() -> dict[str, Listed]:
     """Return every command and group by name, in the order of the help; imports none of them."""
     from infra.cli.lazy_commands import Listed
 
-    given = {"init": programs, "check": advise}  # what these are about is on both sides, which no package imports
+    # What these are about is in packages that theirs may not import.
+    given = {"up": load_sample, "init": programs, "check": advise}
 
     def loader(name: str, place: str) -> Callable[[], Any]:
         def load() -> Any:
