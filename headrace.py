@@ -120,7 +120,7 @@ COMMANDS: Final = {
     "config": ("Check, show or describe the settings file.", "consumers.commands.config_command:app"),
     "completion": (
         "Print a script that completes commands and options.",
-        "infra.cli.completion_command:completion",
+        "infra.cli.completion_command:completion_with",
     ),
 }
 """Command or group → its summary, and `module:name` of its function or typer.Typer; in the order of the help."""
@@ -162,12 +162,26 @@ def load_sample(dsn: str) -> Sequence[str]:
     return load(dsn)
 
 
+def names(settings: Settings) -> dict[str, list[str]]:
+    """Return what an argument is in the help → the names that these settings have for it, sorted."""
+    from consumers.operations.catalog import migrations
+    from schemas.gitlab_schemas import GITLAB_SHARED
+
+    labels = {label for database in settings.databases.values() for label in database.gitlab_schemas}
+    return {
+        "MIGRATION": sorted(migrations(settings)),
+        "SOURCE": sorted([*settings.databases, *settings.virtual_storages]),
+        "DATABASE": sorted(settings.databases),
+        "SCHEMA": sorted(labels - {GITLAB_SHARED}),  # each database has its own of that: it is never moved
+    }
+
+
 def listed() -> dict[str, Listed]:
     """Return every command and group by name, in the order of the help; imports none of them."""
     from infra.cli.lazy_commands import Listed
 
     # What these are about is in packages that theirs may not import.
-    given = {"up": load_sample, "init": programs, "check": advise}
+    given = {"up": load_sample, "init": programs, "check": advise, "completion": names}
 
     def loader(name: str, place: str) -> Callable[[], Any]:
         def load() -> Any:
