@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     import typer
 
@@ -81,7 +81,7 @@ _HELP: Final = """Streams live PostgreSQL rows through Kafka into idempotent mig
 
 COMMANDS: Final = {
     "demo": ("Run all migrations on temporary servers, with proofs.", "infra.demo.demo_command:demo"),
-    "up": ("Start Kafka and PostgreSQL in the background.", "infra.stack.up_command:up"),
+    "up": ("Start Kafka and PostgreSQL in the background.", "infra.stack.up_command:up_with"),
     "down": ("Stop the servers of `headrace up`; keep their data.", "infra.stack.up_command:down"),
     "init": ("Write a settings file, or print its SQL or Kafka ACLs.", "infra.init.init_command:init_with"),
     "produce": ("Stream a database, or walk a virtual storage, into Kafka.", "producers.commands.produce:produce"),
@@ -120,7 +120,7 @@ COMMANDS: Final = {
     "config": ("Check, show or describe the settings file.", "consumers.commands.config_command:app"),
     "completion": (
         "Print a script that completes commands and options.",
-        "infra.cli.completion_command:completion",
+        "infra.cli.completion_command:completion_with",
     ),
 }
 """Command or group → its summary, and `module:name` of its function or typer.Typer; in the order of the help."""
@@ -155,11 +155,33 @@ def advise(settings: Settings, names: Collection[str]) -> Iterable[Advice]:
     return advise(settings, names)
 
 
+def load_sample(dsn: str) -> Sequence[str]:
+    """Create the demo's tables in this database; return their names."""
+    from infra.demo.sample_database import load
+
+    return load(dsn)
+
+
+def names(settings: Settings) -> dict[str, list[str]]:
+    """Return what an argument is in the help → the names that these settings have for it, sorted."""
+    from consumers.operations.catalog import migrations
+    from schemas.gitlab_schemas import GITLAB_SHARED
+
+    labels = {label for database in settings.databases.values() for label in database.gitlab_schemas}
+    return {
+        "MIGRATION": sorted(migrations(settings)),
+        "SOURCE": sorted([*settings.databases, *settings.virtual_storages]),
+        "DATABASE": sorted(settings.databases),
+        "SCHEMA": sorted(labels - {GITLAB_SHARED}),  # each database has its own of that: it is never moved
+    }
+
+
 def listed() -> dict[str, Listed]:
     """Return every command and group by name, in the order of the help; imports none of them."""
     from infra.cli.lazy_commands import Listed
 
-    given = {"init": programs, "check": advise}  # what these are about is on both sides, which no package imports
+    # What these are about is in packages that theirs may not import.
+    given = {"up": load_sample, "init": programs, "check": advise, "completion": names}
 
     def loader(name: str, place: str) -> Callable[[], Any]:
         def load() -> Any:

@@ -46,7 +46,7 @@ class Case(ABC):
 
     @abstractmethod
     def wanted(self) -> Rows:
-        """Return the rows that should change, as they should be afterwards."""
+        """Return the rows that should change, as they should be afterwards: None for a row that should be deleted."""
 
     def left(self) -> int:
         """Return what `remaining` counts for them: their number, unless only their events show them."""

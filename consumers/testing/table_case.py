@@ -1,4 +1,4 @@
-"""The case of a migration that reads and writes tables: three pieces of SQL, and all else by them."""
+"""The case of a migration that reads and writes tables: three or four pieces of SQL, and all else by them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,14 @@ class TableCase(Case):
     """Inserts rows: some that the migration should change, some that it should not."""
 
     effect_sql: ClassVar[str]
-    """Does to all rows at once what the migration should do, independently of how it does it. Deletes none."""
+    """Does to all rows at once what the migration should do, independently of how it does it."""
+
+    keep_sql: ClassVar[str] = ""
+    """Changes the rows that effect_sql deletes, as an application would, so that they have to stay.
+
+    Needed if it deletes any: an event may ask for the delete of a row that is another one by now. If every row is to be
+    deleted, whatever is in it, this is effect_sql.
+    """
 
     @classmethod
     def decision(cls, row: Row | None, *, op: Op = Op.UPDATE, table: str | None = None) -> Decision:
@@ -97,11 +104,12 @@ class TableCase(Case):
             before = self.rows()
             self._connection.execute(self.effect_sql.encode())
             after = self.rows()
-        if before.keys() - after.keys():
-            raise WrongCase("effect_sql deletes rows; derive the case from consumers.testing.case.Case instead")
-        self._wanted = {key: row for key, row in after.items() if before.get(key) != row}
+        deleted = dict.fromkeys(before.keys() - after.keys())
+        self._wanted = {key: row for key, row in after.items() if before.get(key) != row} | deleted
         if not self._wanted:
             raise WrongCase("effect_sql changes none of the rows of insert_sql; insert some that it changes")
+        if deleted:
+            self._require_kept()
 
     def publish(self) -> None:
         """See Case.publish."""
@@ -131,6 +139,7 @@ class TableCase(Case):
 
     def settle_elsewhere(self) -> None:
         """See Case.settle_elsewhere."""
+        self._connection.execute(self.keep_sql.encode())
         self._connection.execute(self.effect_sql.encode())
 
     def recreate(self) -> None:
@@ -141,3 +150,13 @@ class TableCase(Case):
             feed.publish_deleted()
         self.insert()
         self.publish()
+
+    def _require_kept(self) -> None:
+        if not self.keep_sql:
+            raise WrongCase("effect_sql deletes rows; add keep_sql, which changes them so that they have to stay")
+        with self._connection.transaction(force_rollback=True):
+            self._connection.execute(self.keep_sql.encode())
+            kept = self.rows()
+            self._connection.execute(self.effect_sql.encode())
+            if kept.keys() - self.rows().keys():
+                raise WrongCase("effect_sql deletes rows after keep_sql; change them so that they have to stay")

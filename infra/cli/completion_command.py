@@ -1,4 +1,4 @@
-"""The command `headrace completion`: a script for the shell that has every command and option.
+"""The command `headrace completion`: a script for the shell with all commands, options, and names of the settings.
 
 The script is complete in itself: while a user types, no Python starts. Libraries such as shtab need argparse, and the
 scripts of Typer start the program at each Tab.
@@ -6,14 +6,24 @@ scripts of Typer start the program at each Tab.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from infra.cli.options import Config
+
+if TYPE_CHECKING:
+    from infra.settings.model import Settings
+
 Words = Mapping[str, Sequence[tuple[str, str]]]
 """The words so far, such as ` schema expand` → each word that may follow, with its description."""
+
+Names = Mapping[str, Iterable[str]]
+"""What an argument is in the help, such as MIGRATION → the names that it may have."""
+_PLAIN: Final = re.compile(r"[\w.-]+", re.ASCII)
 
 
 class Shell(StrEnum):
@@ -24,18 +34,32 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
-def completion(
-    context: typer.Context, shell: Annotated[Shell, typer.Argument(help="The shell.", show_default=False)]
-) -> None:
-    """Print a script that completes commands and options.
+def completion_with(names_of: Callable[[Settings], Names]) -> Callable[..., None]:
+    """Return the command; `names_of` returns the names that arguments may have with these settings."""
 
-        headrace completion bash > ~/.local/share/bash-completion/completions/headrace
+    def completion(
+        context: typer.Context,
+        shell: Annotated[Shell, typer.Argument(help="The shell.", show_default=False)],
+        config: Config = None,
+    ) -> None:
+        """Print a script that completes commands and options.
 
-    For zsh, into a file `_headrace` in a folder of `fpath`; for fish, into `~/.config/fish/completions/headrace.fish`.
-    Print it again after an upgrade. Files are completed where a value may be one.
-    """
-    root = context.find_root()
-    typer.echo(script(shell, dict(_words(root.command, root, ""))))
+            headrace completion bash > ~/.local/share/bash-completion/completions/headrace
+
+        For zsh, into a file `_headrace` in a folder of `fpath`; for fish, into
+        `~/.config/fish/completions/headrace.fish`. Where there is a settings file, the script also completes the names
+        of its migrations, sources, databases and gitlab schemas. Print it again after an upgrade, or when names were
+        added. Files are completed where a value may be one.
+        """
+        from infra.settings.file import load_settings, settings_path
+        from infra.settings.model import Settings
+
+        there = config is not None or settings_path(None).exists()
+        names = names_of(load_settings(config) if there else Settings())
+        root = context.find_root()
+        typer.echo(script(shell, dict(_words(root.command, root, "", names))))
+
+    return completion
 
 
 def script(shell: Shell, words: Words) -> str:
@@ -43,19 +67,28 @@ def script(shell: Shell, words: Words) -> str:
     return _SCRIPTS[shell](words)
 
 
-def _words(command: Any, context: Any, at: str) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
+def _words(command: Any, context: Any, at: str, names: Names) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
     found: list[tuple[str, str]] = []
-    names = command.list_commands(context) if isinstance(command, typer.core.TyperGroup) else []
-    for name in names:
+    for name in command.list_commands(context) if isinstance(command, typer.core.TyperGroup) else []:
         _, inner, _ = command.resolve_command(context, [name])
         if not inner.hidden:
             found.append((name, inner.get_short_help_str(200)))
-            yield from _words(inner, context, f"{at} {name}")
+            yield from _words(inner, context, f"{at} {name}", names)
     for option in command.get_params(context):
         if option.param_type_name == "option":
             text = " ".join((option.help or "").split())
             found += [(name, text) for name in (*option.opts, *option.secondary_opts) if name.startswith("--")]
+        else:
+            found += _arguments(option.metavar or "", names)
     yield at, found
+
+
+def _arguments(metavar: str, names: Names) -> Iterator[tuple[str, str]]:
+    """Yield the names that an argument such as `[SOURCE|MIGRATION]...` may have, but for those that need quotes."""
+    for what in metavar.strip("[].").split("|"):
+        for name in names.get(what, ()):
+            if _PLAIN.fullmatch(name):
+                yield name, what.lower()
 
 
 def _bash(words: Words) -> str:

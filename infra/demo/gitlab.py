@@ -105,17 +105,18 @@ def skipped_rows(rows: int) -> int:
 
 
 def build(connection: psycopg.Connection[Any], rows: int) -> None:
-    """Create and fill the tables: `rows` container repositories with every state and reason."""
+    """Create and fill the tables, or none: `rows` container repositories with every state and reason."""
     numbers = {
         "rows": rows,
         "skipped": skipped_rows(rows),
         "namespaces": max(1, rows // 1000),
         "projects": max(1, rows // 4),
     }
-    connection.execute(files("infra.demo").joinpath("gitlab.sql").read_text(encoding="utf-8"))
-    for statement in (_PARENTS, _PROJECTS, _REPOSITORIES):
-        connection.execute(statement, numbers)
-    connection.execute(_READY)
+    with connection.transaction():
+        connection.execute(files("infra.demo").joinpath("gitlab.sql").read_text(encoding="utf-8"))
+        for statement in (_PARENTS, _PROJECTS, _REPOSITORIES):
+            connection.execute(statement, numbers)
+        connection.execute(_READY)
     # As in a production table: otherwise autovacuum starts in mid-migration and throttles the consumers.
     connection.execute("VACUUM (ANALYZE)")
 

@@ -1,4 +1,4 @@
-"""Prepares the database of docker-compose.yml, and runs an application on it.
+"""Creates the tables of `headrace up --sample`, prepares the database of docker-compose.yml, runs an application on it.
 
     python -m infra.demo.sample_database prepare     the demo's tables, and what `headrace init --sql` prints
     python -m infra.demo.sample_database write       an application at work, until it is stopped
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
@@ -22,11 +22,37 @@ from infra.demo.gitlab import Application, build
 from infra.postgres.connect import connect
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, Refused
 
 ROWS: Final = 200_000
 _PAUSE: Final = 0.05
 """Seconds between the application's statements: five rows a second are inserted, for as long as it runs."""
+
+TABLES: Final = ("public.container_repositories", "public.namespaces", "public.projects")
+
+
+def load(dsn: str) -> tuple[str, ...]:
+    """Create the demo's tables with their rows, unless they are there; return TABLES.
+
+    Raises Refused if another table has the name of one, and DatabaseUnavailable.
+    """
+    with connect(dsn, name="sample database") as connection:
+        _create(connection, ROWS)
+    return TABLES
+
+
+def _create(connection: psycopg.Connection[Any], rows: int) -> None:
+    """Create the tables, unless they are there. All or nothing."""
+    if connection.execute("SELECT to_regclass('proof.before')").fetchone() != (None,):
+        return
+    connection.execute("SET search_path = public")
+    try:
+        build(connection, rows)
+    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema) as error:
+        raise Refused(
+            f"the database has other tables with the sample's names: {error.diag.message_primary}",
+            remedy="drop them, or leave out --sample",
+        ) from error
 
 
 def prepare(dsn: str, password: str, script: str, rows: int = ROWS) -> None:
@@ -35,11 +61,7 @@ def prepare(dsn: str, password: str, script: str, rows: int = ROWS) -> None:
     `script` is the output of `headrace init --sql`.
     """
     with connect(dsn, name="sample database") as connection:
-        if connection.execute("SELECT to_regclass('public.container_repositories')").fetchone() == (None,):
-            connection.execute("SET search_path = public")
-            build(connection, rows)
-            # It records each change in a table of its own, in which headrace's role may not write.
-            connection.execute("ALTER FUNCTION proof.note() SECURITY DEFINER")
+        _create(connection, rows)
         connection.execute(script.encode())
         for role in _roles():
             connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(password)))

@@ -25,7 +25,7 @@ def init_with(all_programs: Programs) -> Callable[..., None]:
     def init(
         names: Annotated[
             list[str] | None,
-            typer.Argument(metavar="[NAME]...", help="Only these sources and migrations, with --sql or --acls."),
+            typer.Argument(metavar="[SOURCE|MIGRATION]...", help="Only what these need, with --sql or --acls."),
         ] = None,
         config: Config = None,
         sql: Annotated[

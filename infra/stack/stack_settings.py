@@ -11,7 +11,11 @@ from infra.stack.background import Record
 from schemas import formats
 from schemas.errors import Refused
 
-_COMMENT = "# Settings for the servers of `headrace up`, whose ports may change when they are started again.\n\n"
+_COMMENT = """\
+# Settings for the servers of `headrace up`, whose ports may change when they are started again.
+
+# plugin_paths = ["./migrations"]
+"""
 
 
 def require_free(path: Path) -> None:
@@ -20,11 +24,11 @@ def require_free(path: Path) -> None:
         raise Refused(f"{path} exists already", remedy="choose another with --config, or edit that one")
 
 
-def write_settings(path: Path, record: Record) -> None:
-    """Write a settings file with the addresses of the servers, whose database `main` captures repositories.
+def write_settings(path: Path, record: Record, *tables: str) -> None:
+    """Write a settings file with the addresses of the servers, whose database `main` captures these tables.
 
-    The rest has its defaults. Readable only by its owner, since the dsn has a password. Raises Refused for a file that
-    exists or cannot be written.
+    Without any it captures container repositories. The rest has its defaults. Readable only by its owner, since the dsn
+    has a password. Raises Refused for a file that exists or cannot be written.
     """
     document = {
         formats.VERSION_MARK: formats.SETTINGS.version,
@@ -33,7 +37,7 @@ def write_settings(path: Path, record: Record) -> None:
             "main": {
                 "dsn": record.dsn,
                 "gitlab_schemas": ["gitlab_main"],
-                "tables": ["public.container_repositories"],
+                "tables": list(tables) or ["public.container_repositories"],
             }
         },
     }

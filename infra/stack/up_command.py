@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,46 +27,68 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0:
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RemoveData = Annotated[bool, typer.Option("--remove-data", help="Also delete the servers' data.")]
 
+LoadSample = Callable[[str], Sequence[str]]
+"""Called with the dsn of the stack's database: creates sample tables there, unless they are there; returns their names.
 
-def up(
-    directory: Directory = None,
-    as_json: AsJson = False,
-    brokers: Brokers = None,
-    kafka_port: Port = 0,
-    postgres_port: Port = 0,
-    settings: Annotated[
-        bool, typer.Option("--write-settings", help="Write a settings file with the servers' addresses.")
-    ] = False,
-    config: Config = None,
-) -> None:
-    """Start Kafka and PostgreSQL in the background.
+Raises HeadraceError.
+"""
 
-    Example: `headrace up --brokers 3`, stopped by `headrace down`. Each record then has three replicas and is
-    acknowledged by two. With --kafka-port the brokers use consecutive ports. --write-settings never overwrites a file.
-    """
-    require_stack()
-    from infra.cli import tables
-    from infra.service import interrupts
-    from infra.settings.file import settings_path
-    from infra.stack.background import bring_up
-    from infra.stack.stack_settings import require_free, write_settings
 
-    place, path = _place(directory), settings_path(config)
-    if settings:
-        require_free(path)
-    with interrupts.finishing(), tables.console(stderr=True).status("Starting Kafka and PostgreSQL"):
-        record = bring_up(place, brokers=brokers, kafka_port=kafka_port, postgres_port=postgres_port)
-    if settings:
-        write_settings(path, record)
-    if as_json:
-        typer.echo(json.dumps(report(record)))
-        return
-    typer.echo(f"kafka     {record.bootstrap_servers}")
-    typer.echo(f"postgres  {record.dsn}")
-    typer.echo(f"data      {record.data_dir}")
-    if settings:
-        typer.echo(f"settings  {path}")
-    typer.echo("They stay up until `headrace down`" + (f" --dir {place}" if directory else "") + ".")
+def up_with(load_sample: LoadSample) -> Callable[..., None]:
+    """Return the command; `load_sample` is called for `--sample`."""
+
+    def up(
+        directory: Directory = None,
+        as_json: AsJson = False,
+        brokers: Brokers = None,
+        kafka_port: Port = 0,
+        postgres_port: Port = 0,
+        sample: Annotated[
+            bool, typer.Option("--sample", help="Create the demo's tables in the database, with rows.")
+        ] = False,
+        settings: Annotated[
+            bool, typer.Option("--write-settings", help="Write a settings file with the servers' addresses.")
+        ] = False,
+        config: Config = None,
+    ) -> None:
+        """Start Kafka and PostgreSQL in the background.
+
+        Example: `headrace up --sample --write-settings`, stopped by `headrace down`.
+
+        With --brokers 3 each record has three replicas and is acknowledged by two; with --kafka-port they use
+        consecutive ports. --write-settings never overwrites a file; it captures the tables of --sample.
+        """
+        require_stack()
+        from infra.cli import tables
+        from infra.service import interrupts
+        from infra.settings.file import settings_path
+        from infra.stack.background import bring_up
+        from infra.stack.stack_settings import require_free, write_settings
+
+        place, path = _place(directory), settings_path(config)
+        if settings:
+            require_free(path)
+        with interrupts.finishing(), tables.console(stderr=True).status("Starting Kafka and PostgreSQL"):
+            record = bring_up(place, brokers=brokers, kafka_port=kafka_port, postgres_port=postgres_port)
+        loaded: Sequence[str] = ()
+        if sample:
+            with tables.console(stderr=True).status("Creating the sample's tables"):
+                loaded = load_sample(record.dsn)
+        if settings:
+            write_settings(path, record, *loaded)
+        if as_json:
+            typer.echo(json.dumps(report(record)))
+            return
+        typer.echo(f"kafka     {record.bootstrap_servers}")
+        typer.echo(f"postgres  {record.dsn}")
+        typer.echo(f"data      {record.data_dir}")
+        if loaded:
+            typer.echo(f"sample    {', '.join(loaded)}")
+        if settings:
+            typer.echo(f"settings  {path}")
+        typer.echo("They stay up until `headrace down`" + (f" --dir {place}" if directory else "") + ".")
+
+    return up
 
 
 def down(directory: Directory = None, remove_data: RemoveData = False, as_json: AsJson = False) -> None:

@@ -19,7 +19,7 @@ def check_with(advise: Adviser) -> Callable[..., None]:
     def check(
         names: Annotated[
             list[str] | None,
-            typer.Argument(metavar="[NAME]...", help="Check only these sources and migrations.", show_default=False),
+            typer.Argument(metavar="[SOURCE|MIGRATION]...", help="Check only these.", show_default=False),
         ] = None,
         config: Config = None,
         json: Json = False,

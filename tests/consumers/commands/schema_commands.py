@@ -20,6 +20,7 @@ from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from tests.conftest import Database
 from tests.consumers.container_repositories import write_settings
+from tests.documents import hold
 
 Run = Callable[..., Result]
 
@@ -51,7 +52,10 @@ def runner(config: Path) -> Run:
 
     def invoke(release: str, *options: str, answer: str | None = None) -> Result:
         words = ["schema", release, "status_backfills", *options, "--config", str(config)]
-        return CliRunner().invoke(app, words, input=answer)
+        result = CliRunner().invoke(app, words, input=answer)
+        if result.exception is None:
+            hold(tuple(words), "".join(result.stdout.splitlines()[-1:]))  # the log of this process comes before it
+        return result
 
     return invoke
 

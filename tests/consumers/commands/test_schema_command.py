@@ -178,7 +178,7 @@ def test_backfill_of_the_documentation_works(
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     module = types.ModuleType("visibility_backfills")
     exec(source, vars(module))
-    kinds = {"visibility_backfills": module.VisibilityBackfills}
+    kinds = {**catalog.migrations(settings), "visibility_backfills": module.VisibilityBackfills}
     monkeypatch.setattr(catalog, "migrations", lambda _settings: kinds)
     monkeypatch.setattr(log, "configure", lambda _settings: None)
     captured = settings.database("main").model_copy(update={"tables": ("public.projects",)})

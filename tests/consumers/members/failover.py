@@ -30,6 +30,7 @@ from infra.state.positions import read_sources
 from schemas.topics import table_topic
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, write_settings
 from tests.consumers.services import ROOT, Application, Service, run
+from tests.documents import hold
 from tests.producers.folding import folded_rows, read_topic, require_order, table_rows
 
 _TRIES = 15
@@ -148,7 +149,7 @@ class World:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a headrace command to its end."""
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "headrace", *arguments, "--config", str(self.config)],
             cwd=ROOT,
             capture_output=True,
@@ -156,6 +157,8 @@ class World:
             timeout=PATIENCE,
             check=False,
         )
+        hold(arguments, done.stdout)
+        return done
 
     def settle(self) -> None:
         """Wait until the migration has applied everything and both producers have published that."""

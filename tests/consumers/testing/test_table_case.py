@@ -127,6 +127,93 @@ BROKEN: Sequence[tuple[type[Migration], str]] = (
 )
 
 
+class DeletesExpired(Migration):
+    """Delete expired sessions, and count the uses of the others from zero."""
+
+    name = "deletes_expired"
+    gitlab_schema = "own"
+    tables = ("public.sessions",)
+    columns = ("id", "expired", "uses")
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        row = event.after
+        if row is None:
+            return Skip("deleted")
+        return Change(row["id"]) if row["expired"] or row["uses"] else Skip("in use")
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        keys = [change.key for change in changes]
+        cursor.execute("DELETE FROM public.sessions WHERE id = ANY(%s::bigint[]) AND expired", (keys,))
+        deleted = cursor.rowcount
+        cursor.execute("UPDATE public.sessions SET uses = 0 WHERE id = ANY(%s::bigint[]) AND uses <> 0", (keys,))
+        return deleted + cursor.rowcount
+
+    def remaining(self, cursor: Cursor) -> int:
+        row = cursor.execute("SELECT count(*) FROM public.sessions WHERE expired OR uses <> 0").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class DeletingCase(TableCase):
+    """Rows to delete, to change and to leave; the first kind may be in use again."""
+
+    migration = DeletesExpired
+    create_sql = "CREATE TABLE public.sessions (id bigint PRIMARY KEY, expired boolean NOT NULL, uses int NOT NULL)"
+    insert_sql = "INSERT INTO public.sessions SELECT n, n % 3 = 0, n % 2 FROM generate_series(1, 30) n"
+    effect_sql = """
+        DELETE FROM public.sessions WHERE expired;
+        UPDATE public.sessions SET uses = 0 WHERE uses <> 0;
+    """
+    keep_sql = "UPDATE public.sessions SET expired = false"
+
+
+class DeletesByTheEvent(DeletesExpired):
+    """Deletes a row that an event said was expired, whatever it is now."""
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        expired = [change.key for change in changes if change.values["expired"]]
+        cursor.execute("DELETE FROM public.sessions WHERE id = ANY(%s::bigint[])", (expired,))
+        return cursor.rowcount + super().apply(cursor, changes)
+
+    def decide(self, event: ChangeEvent) -> Decision:
+        decision = super().decide(event)
+        if isinstance(decision, Change) and event.after is not None:
+            return decision._replace(values={"expired": event.after["expired"]})
+        return decision
+
+
+class DeletesTooMany(DeletesExpired):
+    """Deletes the rows that it should only change."""
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        keys = [change.key for change in changes]
+        cursor.execute(
+            "DELETE FROM public.sessions WHERE id = ANY(%s::bigint[]) AND (expired OR uses <> 0)",
+            (keys,),
+        )
+        return cursor.rowcount
+
+
+class DeletesNone(DeletesExpired):
+    """Reports deletes that it does not do."""
+
+    def apply(self, cursor: Cursor, changes: Sequence[Change]) -> int:
+        super().apply(cursor, [change for change in changes if change.key != 3])
+        return len({change.key for change in changes})
+
+    def remaining(self, cursor: Cursor) -> int:
+        left = super().remaining(cursor)
+        return left if left > 1 else 0
+
+
+DELETING_WRONGLY: Sequence[tuple[type[Migration], str]] = (
+    (DeletesByTheEvent, "stale_event_changes_nothing"),
+    (DeletesTooMany, "migration_changes_only_the_intended_rows"),
+    (DeletesNone, "migration_changes_only_the_intended_rows"),
+    (DeletesNone, "crash_after_the_write_is_resumed"),
+)
+
+
 @pytest.fixture
 def made(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> _Make:
     return _Make(bootstrap_servers, prefix, database, tmp_path)
@@ -158,10 +245,29 @@ def test_case_that_shows_nothing_is_refused(made: _Make) -> None:
         made.world(nothing).case.insert()
 
 
-def test_case_whose_effect_deletes_is_refused(made: _Make) -> None:
-    deleting = type("Deleting", (Case,), {"effect_sql": 'DELETE FROM public."Odd-users"'})
-    with pytest.raises(WrongCase, match="effect_sql deletes rows"):
-        made.world(deleting).case.insert()
+@pytest.mark.parametrize("promise", PROMISES)
+def test_sound_migration_that_deletes_keeps_every_promise(made: _Make, promise: str) -> None:
+    PROMISES[promise](made.world(DeletingCase, DeletesExpired))
+
+
+@pytest.mark.parametrize(("kind", "promise"), DELETING_WRONGLY)
+def test_mistaken_migration_that_deletes_breaks_a_promise(made: _Make, kind: type[Migration], promise: str) -> None:
+    with pytest.raises(AssertionError):
+        PROMISES[promise](made.world(DeletingCase, kind))
+
+
+@pytest.mark.parametrize(
+    ("keep_sql", "message"),
+    [
+        ("", "effect_sql deletes rows; add keep_sql"),
+        ("UPDATE public.sessions SET expired = true", "effect_sql deletes rows after keep_sql"),
+    ],
+    ids=["none", "keeps none"],
+)
+def test_case_whose_effect_deletes_without_a_way_to_keep_is_refused(made: _Make, keep_sql: str, message: str) -> None:
+    deleting = type("Deleting", (DeletingCase,), {"keep_sql": keep_sql})
+    with pytest.raises(WrongCase, match=message):
+        made.world(deleting, DeletesExpired).case.insert()
 
 
 def test_table_without_a_primary_key_is_refused(made: _Make) -> None:

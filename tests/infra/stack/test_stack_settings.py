@@ -24,7 +24,17 @@ def test_settings_lead_to_the_servers(tmp_path: Path) -> None:
     assert settings.kafka.bootstrap_servers == RECORD.bootstrap_servers
     assert settings.database("main").dsn.get_secret_value() == RECORD.dsn
     assert settings.database("main").captures("public.container_repositories")
+    assert settings.plugin_paths == ()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_settings_capture_the_given_tables_and_know_where_migrations_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "new.toml"
+    write_settings(path, RECORD, "public.projects", "public.namespaces")
+    path.write_text(path.read_text().replace("# plugin_paths", "plugin_paths"))
+    settings = load_settings(path)
+    assert settings.database("main").tables == ("public.projects", "public.namespaces")
+    assert settings.plugin_paths == (tmp_path / "migrations",)
 
 
 def test_file_is_never_overwritten_and_nothing_is_started(tmp_path: Path) -> None:

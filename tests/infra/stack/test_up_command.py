@@ -17,6 +17,7 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 import psycopg
 import pytest
 
+from infra.settings.file import load_settings
 from infra.stack import background
 from infra.stack.embedded import require_space, translated
 from infra.stack.processes.keeper import runs
@@ -29,10 +30,11 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys
 import typer
-from infra.stack.up_command import down, up
+from headrace import load_sample
+from infra.stack.up_command import down, up_with
 from schemas.errors import HeadraceError
 app = typer.Typer()
-app.command()(up)
+app.command()(up_with(load_sample))
 app.command()(down)
 try:
     app()
@@ -95,6 +97,25 @@ def test_up_and_down_are_idempotent_and_keep_data_and_ports(directory: Path) -> 
 
     assert headrace("down", "--dir", directory, "--remove-data")[0] == 0
     assert not directory.exists()
+
+
+def test_sample_is_created_once_and_the_written_settings_capture_it(directory: Path, tmp_path: Path) -> None:
+    config, other = tmp_path / "headrace.toml", tmp_path / "other.toml"
+    dsn = up(directory, "--sample", "--write-settings", "--config", str(config))["dsn"]
+    tables = load_settings(config).database("main").tables
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        rows = [connection.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() for table in tables]
+        assert rows == [(200_000,), (200,), (50_000,)]
+        connection.execute("DELETE FROM public.container_repositories WHERE id = 1")
+
+        up(directory, "--sample", "--write-settings", "--config", str(other))
+        assert other.read_text() == config.read_text()
+        assert connection.execute("SELECT count(*) FROM public.container_repositories").fetchone() == (199_999,)
+
+        connection.execute("DROP SCHEMA proof CASCADE")
+    code, out, err = headrace("up", "--sample", "--dir", directory)
+    assert (code, out) == (3, "")
+    assert 'the sample\'s names: relation "namespaces" already exists; drop them, or leave out --sample' in err
 
 
 def test_up_after_a_crash_cleans_up_and_starts_again(directory: Path) -> None:

@@ -17,6 +17,7 @@ from infra.guard import write_guard
 from infra.postgres.control import database_name, ensure_control_schema
 from infra.stack.postgresql.server import EmbeddedPostgres
 from tests.consumers.container_repositories import write_settings
+from tests.documents import hold
 from tests.producers.processes import ROOT
 from tests.producers.servers import own_server
 
@@ -66,10 +67,12 @@ class Side:
         )
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "headrace", *arguments, "--config", str(self.config)],
             cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
         )  # fmt: skip
+        hold(arguments, done.stdout)
+        return done
 
 
 @pytest.fixture

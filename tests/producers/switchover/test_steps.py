@@ -25,6 +25,7 @@ from producers.switchover.rules import Step
 from producers.switchover.step_limit import Busy
 from producers.switchover.steps import PastNoReturn, opened
 from schemas.errors import HeadraceError, UsageError
+from tests.documents import hold
 from tests.producers.switchover.ends import Ends, on_the_oldest_too
 
 pytestmark = pytest.mark.stack
@@ -55,6 +56,7 @@ def test_switchover_killed_after_each_step_is_completed_by_a_rerun(ends: Ends) -
     done = subprocess.run(
         [*command, "--yes", "--json", "--config", ends.config], cwd=ROOT, check=True, capture_output=True, text=True
     )
+    hold(("switchover", "--json"), done.stdout)
     report = json.loads(done.stdout)
     assert report["complete"]
     assert [step["name"] for step in report["steps"] if step["done"]] == [step.name.lower() for step in Step]
