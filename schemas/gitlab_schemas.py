@@ -13,8 +13,8 @@ from typing import Final
 
 from schemas.errors import Refused
 
-GITLAB_SHARED: Final = "gitlab_shared"
-"""The label of tables that every database has separately."""
+PER_DATABASE: Final = frozenset(("gitlab_internal", "gitlab_shared", "gitlab_shared_cell_local", "gitlab_shared_org"))
+"""The labels of tables that every database has separately, as in GitLab's db/database_connections."""
 
 PRAEFECT: Final = "praefect"
 """The label of Praefect's tables and of the findings of storage walks."""
@@ -23,7 +23,6 @@ KNOWN: Final = frozenset(
     (
         "gitlab_ci",
         "gitlab_ci_cell_local",
-        "gitlab_internal",
         "gitlab_main",
         "gitlab_main_cell",
         "gitlab_main_cell_local",
@@ -36,12 +35,10 @@ KNOWN: Final = frozenset(
         "gitlab_pm",
         "gitlab_sec",
         "gitlab_sec_cell_local",
-        GITLAB_SHARED,
-        "gitlab_shared_cell_local",
-        "gitlab_shared_org",
         "gitserver",
         PRAEFECT,
         "registry",
+        *PER_DATABASE,
     )
 )
 """The labels of the known systems; settings may use others."""

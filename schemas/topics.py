@@ -1,9 +1,9 @@
 """Names Kafka's topics; no two tables share one.
 
 `<prefix>.<gitlab schema>.<table>`, with `<schema>-<table>` for a table outside PostgreSQL's schema `public`, and the
-database before it for a `gitlab_shared` table, which every database has separately. Names are escaped (see
-`schemas.names`), so that a dot or dash in a topic is always a separator. The dash is not a dot because Kafka refuses
-two topics that differ only in `.` and `_`.
+database before it for a table that every database has separately (`schemas.gitlab_schemas.PER_DATABASE`). Names are
+escaped (see `schemas.names`), so that a dot or dash in a topic is always a separator. The dash is not a dot because
+Kafka refuses two topics that differ only in `.` and `_`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from schemas.errors import UsageError
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 from schemas.names import escape
 
 _MAX_LENGTH: Final = 249
@@ -50,9 +50,14 @@ def schema_prefix(prefix: str, gitlab_schema: str) -> str:
     return _topic(prefix, escape(gitlab_schema)) + "."
 
 
-def shared_prefix(prefix: str, database: str) -> str:
-    """Return the prefix of exactly the topics of one database's `gitlab_shared` tables."""
-    return f"{schema_prefix(prefix, GITLAB_SHARED)}{escape(database)}."
+def source_prefix(prefix: str, gitlab_schema: str, database: str) -> str:
+    """Return the prefix of the topics of a gitlab schema that `database` writes, for ACLs.
+
+    Exactly its own where every database has topics of its own; others move to the next owner. Raises UsageError as
+    `schema_prefix` does.
+    """
+    own = schema_prefix(prefix, gitlab_schema)
+    return f"{own}{escape(database)}." if gitlab_schema in PER_DATABASE else own
 
 
 def table_topic(prefix: str, gitlab_schema: str, database: str, schema: str, table: str) -> str:
@@ -62,7 +67,7 @@ def table_topic(prefix: str, gitlab_schema: str, database: str, schema: str, tab
     name.
     """
     parts = [escape(table) if schema == "public" else f"{escape(schema)}-{escape(table)}"]
-    if gitlab_schema == GITLAB_SHARED:
+    if gitlab_schema in PER_DATABASE:
         parts.insert(0, escape(database))
     return _topic(schema_prefix(prefix, gitlab_schema)[:-1], *parts)
 

@@ -30,7 +30,7 @@ API: Final = 1
 
 
 class Shared(Enum):
-    """How to run a migration whose tables are `gitlab_shared`, and therefore exist in every database."""
+    """How to run a migration whose tables exist in every database, such as those of `gitlab_shared`."""
 
     REFUSED = "refused"
     PER_DATABASE = "per database"

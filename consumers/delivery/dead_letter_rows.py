@@ -96,8 +96,9 @@ def record(cursor: Cursor, migration: str, run: int, database: str, dead_letters
 def open_rows(connection: Connection, migration: type[Migration] | Migration, database: str) -> list[Row]:
     """Return the rows of the migration's open dead letters in `database`; none if it never ran.
 
-    Those of a gitlab schema with one owner follow it to its next owner, as its ledger does. Those of a `gitlab_shared`
-    table belong to the database whose consumer recorded them, though a promoted copy has another database's rows too.
+    Those of a gitlab schema with one owner follow it to its next owner, as its ledger does. Those of a table that every
+    database has belong to the database whose consumer recorded them, though a promoted copy has another database's rows
+    too.
     """
     if connection.execute("SELECT to_regclass('headrace.dead_letters')").fetchone() == (None,):
         return []

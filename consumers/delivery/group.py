@@ -35,12 +35,10 @@ _ABSENT_SECONDS: Final = 2.0
 """How long the group may wait for this group member during a rebalance."""
 _FROZEN_SECONDS: Final = 1.0
 """After this long without a poll, a topic may have been recreated unnoticed."""
-_STALL_SECONDS: Final = 5.0
-"""A partition cannot be sought for a moment after its assignment; longer than this is logged."""
 
 
 class Group:
-    """A group member of a migration's consumer group."""
+    """A group member of a migration's consumer group; logs a partition that cannot be sought for `stall_seconds`."""
 
     def __init__(
         self,
@@ -49,8 +47,10 @@ class Group:
         *,
         assigned: Assigned,
         stopping: threading.Event,
+        stall_seconds: float = 5.0,
     ) -> None:
         self._settings = settings
+        self._stall_seconds = stall_seconds
         self._assigned = assigned
         self._stopping = stopping
         self._held = self._quiet = False
@@ -295,8 +295,8 @@ class Group:
             self._consumer.seek(target)
         except KafkaException as error:
             now = time.monotonic()
-            if now > max(self._next_warning, self._waiting_since + _STALL_SECONDS):
-                self._next_warning = now + _STALL_SECONDS
+            if now > max(self._next_warning, self._waiting_since + self._stall_seconds):
+                self._next_warning = now + self._stall_seconds
                 self._log.warning(
                     "partition cannot be read, retrying",
                     partition=f"{target.topic}/{target.partition}",

@@ -16,7 +16,6 @@ from schemas.topics import table_topic
 
 WALKED: Final = "public.storage_walk"
 """The pseudo-table of events from a walk of a git storage; it is in no database."""
-_AGAIN_SECONDS: Final = 0.5
 
 
 class UnknownSchemaId(Malformed):
@@ -43,10 +42,12 @@ def not_captured(settings: Settings, migration: Migration, database: str) -> lis
     return [table for table in tables if section.tables and not section.captures(table)]
 
 
-def schemas_of(registry: Registry, stopping: threading.Event | None = None) -> Callable[[int], dict[str, Any]]:
+def schemas_of(
+    registry: Registry, stopping: threading.Event | None = None, *, again_seconds: float = 0.5
+) -> Callable[[int], dict[str, Any]]:
     """Return a schema lookup for the planner; an unknown id is an error of the event.
 
-    With `stopping`, it waits while Kafka does not answer, and raises Interrupted when stopped.
+    With `stopping`, it asks every `again_seconds` while Kafka does not answer, and raises Interrupted when stopped.
     """
     unknown: dict[int, float] = {}
 
@@ -58,7 +59,7 @@ def schemas_of(registry: Registry, stopping: threading.Event | None = None) -> C
                 if stopping is None:
                     raise
                 log.get().warning("waiting for Kafka", reason=str(error))
-                if stopping.wait(_AGAIN_SECONDS):
+                if stopping.wait(again_seconds):
                     raise Interrupted("stopped while waiting for Kafka") from error
 
     def schema(schema_id: int) -> dict[str, Any]:

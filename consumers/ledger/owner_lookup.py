@@ -9,7 +9,7 @@ from infra.postgres import connect, table_format
 from infra.postgres.control import Ownership, ownership
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved, SettingsError, Unavailable
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 
 class TwoOwners(OwnershipMoved):
@@ -99,7 +99,7 @@ def require_not_elsewhere(settings: Settings, database: str, gitlab_schema: str)
     others = [
         name
         for name, section in settings.databases.items()
-        if name != database and gitlab_schema in section.gitlab_schemas and gitlab_schema != GITLAB_SHARED
+        if name != database and gitlab_schema in section.gitlab_schemas and gitlab_schema not in PER_DATABASE
     ]
     try:
         owner = owning_database(settings, others, gitlab_schema)

@@ -22,7 +22,7 @@ from infra.settings.mistakes import close_to
 from infra.settings.model import Settings
 from schemas import gitlab_schemas as labels
 from schemas.errors import UsageError
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 
 @cache
@@ -106,9 +106,9 @@ def target_database(settings: Settings, migration: type[Migration]) -> str:
     names the choices, unless there is exactly one, and OwnershipMoved during a switchover.
     """
     name, wanted = migration.name, migration.gitlab_schema
-    if wanted == GITLAB_SHARED and migration.shared is Shared.REFUSED:
+    if wanted in PER_DATABASE and migration.shared is Shared.REFUSED:
         raise UsageError(
-            f"{name} works on gitlab_shared tables, which every database has, and does not declare that it runs once "
+            f"{name} works on {wanted} tables, which every database has, and does not declare that it runs once "
             "per database",
             remedy="declare `shared = Shared.PER_DATABASE` in the migration if it should",
         )
@@ -123,7 +123,9 @@ def target_database(settings: Settings, migration: type[Migration]) -> str:
     choices = listing(settings, wanted)
     if len(choices) == 1:
         return choices[0]
-    if choices and (owner := owner_lookup.owning_database(settings, choices, wanted)) is not None:
+    # Of those that every database has, each is the owner of its own.
+    may_move = choices and wanted not in PER_DATABASE
+    if may_move and (owner := owner_lookup.owning_database(settings, choices, wanted)) is not None:
         return owner
     if not choices:
         raise UsageError(

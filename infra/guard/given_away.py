@@ -21,7 +21,7 @@ from infra.postgres.control import database_name, owners
 from infra.settings.model import Settings
 from infra.state.positions import SourceState, StrayState
 from schemas.errors import HeadraceError
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ def _in_database(
     away = {
         gitlab_schema: owner.name
         for gitlab_schema, owner in owners(connection).items()
-        if owner.name != name and gitlab_schema != GITLAB_SHARED
+        if owner.name != name and gitlab_schema not in PER_DATABASE
     }
     if not away:
         return

@@ -24,7 +24,7 @@ from infra.postgres.control import database_name, owners
 from infra.settings.model import DatabaseSettings, Settings
 from infra.settings.table_labels import TableLabels
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 Connection = psycopg.Connection[Any]
 
@@ -141,10 +141,10 @@ def tables_of(
     """Return table → gitlab schema for the database's tables and partitions that belong to one of `gitlab_schemas`.
 
     `section` is the database's in the settings, and `elsewhere` has the tables that other sections name. A partition
-    that is not named has its root's gitlab schema: its rows are published as the root's. gitlab_shared tables belong to
-    every database and have no guard.
+    that is not named has its root's gitlab schema: its rows are published as the root's. Tables that every
+    database has belong to each, and have no guard.
     """
-    wanted = set(gitlab_schemas) - {GITLAB_SHARED}
+    wanted = set(gitlab_schemas) - PER_DATABASE
     labels = TableLabels(database, section)
 
     def label(table: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 from infra.kafka import clients, topics
@@ -75,7 +76,8 @@ def ensure_answers(settings: Settings) -> None:
     if settings.registry.url:
         from infra.schema_registry.url_registry import UrlRegistry  # noqa: PLC0415  as above
 
-        UrlRegistry(settings.registry).ensure_answers()
+        with closing(UrlRegistry(settings.registry, retries=0)) as registry:
+            registry.ensure_answers()
 
 
 def ensure_registers(settings: Settings, topics: Collection[str]) -> None:
@@ -86,7 +88,8 @@ def ensure_registers(settings: Settings, topics: Collection[str]) -> None:
     if settings.registry.url:
         from infra.schema_registry.url_registry import UrlRegistry  # noqa: PLC0415  as above
 
-        UrlRegistry(settings.registry).ensure_registers([f"{topic}-value" for topic in topics])
+        with closing(UrlRegistry(settings.registry, retries=0)) as registry:
+            registry.ensure_registers([f"{topic}-value" for topic in topics])
 
 
 class TopicRegistry:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -23,13 +25,27 @@ _NO_SCHEMA: Final = 40403
 
 
 class UrlRegistry:
-    """A Confluent-compatible registry; requests are rare, so each opens its own connection."""
+    """A Confluent-compatible registry, with one HTTP client until the registry is closed or collected.
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    `retries` is how often a request is repeated that the registry failed to answer (HTTP 408, 429 and 5xx). Threads may
+    share it: their requests, which are rare, wait for each other.
+    """
+
+    def __init__(self, settings: RegistrySettings, *, retries: int = 3) -> None:
         # Without a timeout a registry that accepts a connection but never answers blocks a process forever.
-        self._configuration = {**client_configuration(settings), "timeout": _ANSWER_SECONDS}
+        self._configuration = {**client_configuration(settings), "timeout": _ANSWER_SECONDS, "max.retries": retries}
         self._url = without_credentials(settings.url)
         self._forgotten: set[str] = set()
+        self._lock = threading.Lock()
+        self._opened: SchemaRegistryClient | None = None
+        self._closing: weakref.finalize[..., Any] | None = None
+
+    def close(self) -> None:
+        """Close the connections. Idempotent; a later request opens them again."""
+        with self._lock:
+            if self._closing is not None:
+                self._closing()
+            self._opened = self._closing = None
 
     def register(self, subject: str, schema: AvroSchema) -> int:
         """See `Registry.register`."""
@@ -78,8 +94,7 @@ class UrlRegistry:
         return found
 
     def ensure_answers(self) -> None:
-        """Raise HeadraceError unless a registry answers there; no retries."""
-        self._configuration["max.retries"] = 0
+        """Raise HeadraceError unless a registry answers there."""
         with self._client() as client:
             if not isinstance(client.get_subjects(), list):
                 raise HeadraceError(
@@ -88,7 +103,6 @@ class UrlRegistry:
 
     def ensure_registers(self, subjects: Iterable[str]) -> None:
         """Raise HeadraceError if the registry is read-only, or denies the first existing subject; changes nothing."""
-        self._configuration["max.retries"] = 0
         with self._client() as client:
             mode = _mode(client)
             if mode not in (None, "READWRITE"):
@@ -135,16 +149,23 @@ class UrlRegistry:
         if not is_latest:
             # An older version registered again is not the latest either. Deleting the subject resolves both cases.
             client.delete_subject(subject)
+            client.clear_caches()  # type: ignore[no-untyped-call]  # else it answers from there, and registers nothing
             registered = client.register_schema(subject, mine)
         self._forgotten.discard(subject)
         return registered
 
     @contextmanager
     def _client(self) -> Iterator[SchemaRegistryClient]:
-        """Provide a client, closed at the end, and translate its errors into headrace's."""
+        """Provide the client to one thread at a time, and translate its errors into headrace's."""
         try:
-            with SchemaRegistryClient(self._configuration) as client:
-                yield client
+            with self._lock:
+                if self._opened is None:
+                    self._opened = SchemaRegistryClient(self._configuration)
+                    # Most registries live as long as what reads with them, and no command ends them by name.
+                    self._closing = weakref.finalize(self, self._opened.close)
+                # What it remembers may no longer be so: another process registers, and a registry can be replaced.
+                self._opened.clear_caches()  # type: ignore[no-untyped-call]  # confluent-kafka has no types here
+                yield self._opened
         except HeadraceError:
             raise
         except SchemaRegistryError as error:

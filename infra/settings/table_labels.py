@@ -15,7 +15,7 @@ from infra.settings import table_patterns
 from infra.settings.description.toml_text import toml_value
 from infra.settings.gitlab_dictionary import read_dictionary
 from infra.settings.model import DatabaseSettings
-from schemas.gitlab_schemas import GITLAB_SHARED, KNOWN, TABLES, UnmappedTable
+from schemas.gitlab_schemas import KNOWN, PER_DATABASE, TABLES, UnmappedTable
 
 _NAMED: Final = 3
 """How many tables an error of one line names; the others are in the lines that it shows."""
@@ -114,7 +114,7 @@ class TableLabels:
             )
             return Unmapped(table, problem, (), listed)
         # A database without GitLab's gitlab schemas has tables of its own, whatever their names.
-        candidates = tuple(each for each in own if each != GITLAB_SHARED) or own
+        candidates = tuple(each for each in own if each not in PER_DATABASE) or own
         return Unmapped(table, f"no gitlab schema is known for table {table}", candidates)
 
     def _refusal(self, unmapped: list[Unmapped]) -> UnmappedTable:

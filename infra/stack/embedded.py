@@ -110,9 +110,9 @@ class EmbeddedStack:
         self.close()
 
 
-def require_space(directory: Path) -> None:
-    """Raise UsageError when there is less free space than two servers need to start."""
-    if shutil.disk_usage(directory).free < FREE_BYTES_NEEDED:
+def require_space(directory: Path, needed: int = FREE_BYTES_NEEDED) -> None:
+    """Raise UsageError when there are fewer free bytes than two servers need to start."""
+    if shutil.disk_usage(directory).free < needed:
         raise out_of_space(directory)
 
 

@@ -12,7 +12,7 @@ from infra.postgres import connect
 from infra.settings.model import Settings
 from producers.switchover.endpoints import Move
 from schemas.errors import Refused, UsageError
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 
 def install(
@@ -85,8 +85,8 @@ def _by_schema(
 ) -> dict[str, list[str]]:
     found = trigger.tables_in(connection, settings, database, gitlab_schemas)
     grouped = {each: [table for table, label in found.items() if label == each] for each in gitlab_schemas}
-    if GITLAB_SHARED in gitlab_schemas:
-        raise UsageError("gitlab_shared needs no guard: every database has its own", remedy="omit it")
+    if own := PER_DATABASE.intersection(gitlab_schemas):
+        raise UsageError(f"{min(own)} needs no guard: every database has its own", remedy="omit it")
     for gitlab_schema, tables in grouped.items():
         if not tables:
             raise UsageError(

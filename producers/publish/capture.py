@@ -25,7 +25,7 @@ from producers.source.table_errors import not_utf8
 from producers.stream import messages as pg
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Op, Relation
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 from schemas.positions import Lsn, Position
 
 
@@ -350,12 +350,10 @@ class Capture:
         begin = self._begin
         assert begin is not None
         gitlab_schema, owner = owner_in(relation, values)
-        changed = [
-            feed
-            for feed in self._all
-            if feed.table.gitlab_schema == gitlab_schema != GITLAB_SHARED and feed.away == (owner.name == feed.source)
-        ]
-        if self._skipping or self.position != (begin.final_lsn, self._ordinal) or not changed:
+        known = [feed for feed in self._all if feed.table.gitlab_schema == gitlab_schema]
+        changed = [feed for feed in known if feed.away == (owner.name == feed.source)]
+        passed = self._skipping or self.position != (begin.final_lsn, self._ordinal)
+        if passed or gitlab_schema in PER_DATABASE or not changed:
             return
         for feed in changed:
             feed.away = not feed.away

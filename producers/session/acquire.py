@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -48,7 +48,6 @@ _TAKEOVER_SECONDS: Final = 15.0
 _SESSIONS: Final = 0x68647263
 """The class of the advisory locks that producers' sessions hold, one per slot: "hdrc" in ASCII."""
 
-_END: Final = "SELECT pg_terminate_backend(%s)"
 _HOLDERS: Final = """
 SELECT pid FROM pg_locks
  WHERE locktype = 'advisory' AND classid = %s::oid AND objid = %s::oid AND objsubid = 2 AND granted
@@ -184,14 +183,27 @@ def begin_stream(
     return resume.first_state(source, instance, slot, system, start)
 
 
-def take_session(connection: psycopg.Connection[Any], source: str, slot: str, stop: threading.Event) -> None:
+def terminate(connection: psycopg.Connection[Any], pid: int) -> None:
+    """Ask the server to end a session, without waiting for its end."""
+    connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+
+
+def take_session(
+    connection: psycopg.Connection[Any],
+    source: str,
+    slot: str,
+    stop: threading.Event,
+    *,
+    end: Callable[[psycopg.Connection[Any], int], None] = terminate,
+    seconds: float = _TAKEOVER_SECONDS,
+) -> None:
     """Make this the only session that copies for a slot; terminate that of a producer that was just fenced.
 
     A session that hangs, or whose machine is gone, would keep its chunk's locks. Another session that alters or
     truncates the table would wait for them, and all others would queue behind it. Raises SlotInUse when the session
-    does not end, and Interrupted when stopped meanwhile.
+    does not end within `seconds` although `end` was called, and Interrupted when stopped meanwhile.
     """
-    deadline = time.monotonic() + _TAKEOVER_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, _lock_of(slot))).fetchone()
         if taken == (True,):
@@ -201,7 +213,7 @@ def take_session(connection: psycopg.Connection[Any], source: str, slot: str, st
                 raise SlotInUse(slot, pid)
             log.get(**{log.SOURCE: source}).warning("terminating the session of an earlier producer", pid=pid)
             THIS.away(SLOT, f"process {pid} copies for slot {slot}")
-            connection.execute(_END, (pid,))
+            end(connection, pid)
         if stop.wait(0.1):
             raise Interrupted(f"stopped while terminating the session of an earlier producer of {source}")
 
@@ -251,7 +263,7 @@ def take_slot(
             log.get(**{log.SOURCE: source}).warning("taking over slot", slot=slot, pid=error.pid)
             THIS.away(SLOT, error.problem)
             if error.pid is not None:
-                connection.execute(_END, (error.pid,))
+                terminate(connection, error.pid)
             if stop.wait(0.1):
                 raise Interrupted(f"stopped while taking over slot {slot}") from error
 

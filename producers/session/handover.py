@@ -6,7 +6,7 @@ reads a physical copy of the same WAL, continues after it. So a table's topic ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -32,14 +32,18 @@ from producers.source import gaps, slots
 from producers.source.gaps import SilentGap
 from producers.source.publication import Publication, read_publication
 from producers.source.tables import CapturedTable
-from schemas.errors import Fenced, OwnershipMoved, Unavailable
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.errors import Fenced, OwnershipMoved, Refused, Unavailable
+from schemas.gitlab_schemas import PER_DATABASE
 from schemas.positions import Lsn, format_lsn
 from schemas.topics import positions_topic
 
 
 class HandoverAwaited(Unavailable):
     """Let the old owner's producer finish publishing; if it is lost, see docs/how-to/switchover.md."""
+
+
+class TwoSources(Refused):
+    """Only a switchover moves a gitlab schema from one source to another (docs/how-to/switchover.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,9 @@ def source_scope(
 ) -> Scope:
     """Return what `source` publishes of its tables' gitlab schemas, by all sources' records and its own database.
 
-    Its own record takes precedence over the database's row, which is the current one: a producer that lags still has
-    to publish what was written before the change of owner. Raises HandoverAwaited while another source has not yet
-    published all of a gitlab schema that this database was given, and OwnershipMoved when no table is left.
+    Its own record precedes the database's row, which is the current one: a producer that lags has yet to publish what
+    was written before the change of owner. Raises HandoverAwaited while another source has not yet published all that
+    this database was given, TwoSources if one does without a switchover, and OwnershipMoved when no table is left.
     """
     state = sources.get(source, SourceState())
     schemas = _by_gitlab_schema(tables)
@@ -103,8 +107,7 @@ def source_scope(
 
     returned = {each: found for each in schemas if each in state.handovers and (found := taken_over(each)) is not None}
     taken = dict(returned)
-    away: set[str] = set()
-    for_good: set[str] = set()
+    away, for_good = set[str](), set[str]()
     given: dict[str, SnapshotState] = {}
     for gitlab_schema in schemas.keys() - returned.keys():
         owner = owners.get(gitlab_schema)
@@ -128,6 +131,7 @@ def source_scope(
             taken[gitlab_schema] = handover
     if tables and all(table.gitlab_schema in for_good for table in tables):
         raise _all_given(source)
+    _refuse_second_source(source, tables, away | taken.keys(), sources, owners)
     return Scope(
         away=frozenset(away),
         returned=frozenset(returned),
@@ -146,9 +150,30 @@ def _by_gitlab_schema(tables: Sequence[CapturedTable]) -> dict[str, list[Capture
     """Return gitlab schema → its tables, for the schemas that can move."""
     schemas: dict[str, list[CapturedTable]] = {}
     for table in tables:
-        if table.gitlab_schema != GITLAB_SHARED:
+        if table.gitlab_schema not in PER_DATABASE:
             schemas.setdefault(table.gitlab_schema, []).append(table)
     return schemas
+
+
+def _refuse_second_source(
+    source: str,
+    tables: Iterable[CapturedTable],
+    moved: Collection[str],
+    sources: Mapping[str, SourceState],
+    owners: Mapping[str, Owner],
+) -> None:
+    """Raise TwoSources if another source publishes one of `tables`; of the gitlab schemas in `moved`, it may."""
+    others = [(name, each) for name, state in sources.items() if name != source for each in state.snapshots.values()]
+    publishing = {each.topic: name for name, each in others}
+    for table in tables:
+        other = publishing.get(table.topic)
+        if other is not None and table.gitlab_schema not in moved and owned(table, source, owners):
+            raise TwoSources(
+                f"{other} publishes {table.name} to topic {table.topic} too, and no switchover moved"
+                f" {table.gitlab_schema} from {other} to {source}",
+                remedy=f"give the tables of {source} a gitlab schema of their own in table_schemas, or use another"
+                f" prefix; if {other} no longer exists, {gaps.start_over_with(source)}",
+            )
 
 
 def _stale(source: str, gitlab_schema: str, returned: Iterable[str]) -> SilentGap:
@@ -210,7 +235,7 @@ def find(
 def owned(table: CapturedTable, source: str, owners: Mapping[str, Owner]) -> bool:
     """Whether `source` owns the table by the database's own rows; an unclaimed gitlab schema counts as owned."""
     owner = owners.get(table.gitlab_schema)
-    return table.gitlab_schema == GITLAB_SHARED or owner is None or owner.name == source
+    return table.gitlab_schema in PER_DATABASE or owner is None or owner.name == source
 
 
 def require_any_here(source: str, feeds: Sequence[TableFeed]) -> None:
@@ -293,7 +318,7 @@ def seal(
 def _sealing(
     name: str, state: SourceState, source: str, tables: Iterable[CapturedTable], owners: Mapping[str, Owner]
 ) -> Iterator[tuple[bytes, BaseModel | None]]:
-    by_topic = {table.topic: table.gitlab_schema for table in tables if table.gitlab_schema != GITLAB_SHARED}
+    by_topic = {table.topic: table.gitlab_schema for table in tables if table.gitlab_schema not in PER_DATABASE}
     for gitlab_schema in sorted(set(by_topic.values())):
         owner, stream = owners.get(gitlab_schema), state.stream
         given = state.handovers.get(gitlab_schema)

@@ -15,8 +15,8 @@ from infra.rights.programs import Program
 from infra.settings.model import DatabaseSettings, Settings
 from producers.source.tables import captured_tables
 from schemas.errors import Refused
-from schemas.gitlab_schemas import GITLAB_SHARED, PRAEFECT
-from schemas.topics import positions_topic, schema_prefix, schemas_topic, shared_prefix
+from schemas.gitlab_schemas import PRAEFECT
+from schemas.topics import positions_topic, schema_prefix, schemas_topic, source_prefix
 
 _TOPICS: Final = (
     Operation.READ,
@@ -75,9 +75,7 @@ def acls(settings: Settings, source: str) -> Iterator[Acl]:
     principal = settings.kafka.producer_principal.replace("{source}", source)
     if source in settings.databases:
         for label in settings.databases[source].gitlab_schemas:
-            # Each database has its own copy of a shared table.
-            shared = label == GITLAB_SHARED
-            prefix = shared_prefix(settings.prefix, source) if shared else schema_prefix(settings.prefix, label)
+            prefix = source_prefix(settings.prefix, label, source)
             yield Acl(principal, Kind.TOPIC, prefix, _TOPICS, prefixed=True)
     else:
         yield Acl(principal, Kind.TOPIC, schema_prefix(settings.prefix, PRAEFECT), _TOPICS, prefixed=True)

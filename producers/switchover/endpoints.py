@@ -18,7 +18,7 @@ from infra.postgres.control import Owner, Ownership, ownership
 from infra.settings.model import Settings
 from producers.source import slots
 from schemas.errors import Refused, UsageError
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 _RECORDS: Final = "SELECT gitlab_schema, id, source, destination, epoch, stage, claim FROM headrace.switchovers"
 
@@ -103,8 +103,8 @@ def require_settings(settings: Settings, move: Move) -> None:
     if move.source == move.destination:
         raise UsageError(f"{move.source} cannot be both ends of a switchover")
     for gitlab_schema in move.gitlab_schemas:
-        if gitlab_schema == GITLAB_SHARED:
-            raise UsageError("gitlab_shared does not move: every database has its own", remedy="omit it")
+        if gitlab_schema in PER_DATABASE:
+            raise UsageError(f"{gitlab_schema} does not move: every database has its own", remedy="omit it")
         if gitlab_schema not in listed:
             raise UsageError(
                 f"database {move.destination} does not list {gitlab_schema}",

@@ -14,7 +14,7 @@ two databases write a gitlab schema:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from uuid import UUID
@@ -22,7 +22,7 @@ from uuid import UUID
 from infra.postgres.control import Owner
 from producers.switchover.endpoints import Changes, Record, Side, Stage, View
 from producers.switchover.states import CARRIED, USABLE_ENDS, EndsState, SchemaState, ends_state, others, schema_states
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 S = SchemaState
 
@@ -278,7 +278,7 @@ def _refused_copy(view: View, states: Mapping[str, SchemaState]) -> Refusal | No
 def owned_by_copy(view: View) -> Iterable[str]:
     """Yield the gitlab schemas that the other end owns under its own name: only it has their current rows."""
     if view.new.name != view.move.source:
-        yield from (each for each in view.new.owners if view.new.owns(each) and each != GITLAB_SHARED)
+        yield from (each for each in view.new.owners if view.new.owns(each) and each not in PER_DATABASE)
 
 
 def _refused_others(view: View) -> Refusal | None:
@@ -361,11 +361,12 @@ def _to_release(view: View) -> list[str]:
     return [each for each, state in states.items() if state in (S.PROMOTED, S.UNCONFIRMED)]
 
 
-def opening(view: View, *, shared: bool) -> Changes:
+def opening(view: View, listed: Collection[str]) -> Changes:
     """Return the new side's rows that open the named gitlab schemas, and no others.
 
     The name opens everything that the copy's rows give it, so rows of gitlab schemas that were taken back or closed
-    again meanwhile are corrected first. `shared`: the new owner has a gitlab_shared of its own, as every database has.
+    again meanwhile are corrected first. Of those that every database has, the new owner gets its own of what its
+    settings have `listed`.
     """
     move, old, new = view.move, view.old, view.new
     owners = {}
@@ -374,8 +375,9 @@ def opening(view: View, *, shared: bool) -> Changes:
         if theirs is not None and theirs.name == move.destination:
             owners[each] = ours if ours and ours.name != move.destination else Owner(move.source, theirs.epoch)
     owners |= {each: old.owners[each] for each in move.gitlab_schemas}
-    if shared and (own := new.owners.get(GITLAB_SHARED)) is not None and own.name == move.source:
-        owners[GITLAB_SHARED] = Owner(move.destination, own.epoch + 1)
+    for each in PER_DATABASE.intersection(listed):
+        if (own := new.owners.get(each)) is not None and own.name == move.source:
+            owners[each] = Owner(move.destination, own.epoch + 1)
     records = {each: replace(old.records[each], stage=Stage.OPENED) for each in move.gitlab_schemas}
     return Changes(owners, records, move.destination)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 
 from producers.switchover.endpoints import Record, Stage, View
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 
 class EndsState(Enum):
@@ -129,7 +129,7 @@ def schema_states(view: View, gitlab_schemas: Iterable[str]) -> Mapping[str, Sch
 def others(view: View) -> Mapping[str, SchemaState]:
     """Return the states of the gitlab schemas that one of the two databases records, but the move does not name.
 
-    Without gitlab_shared, which every database has.
+    Without those that every database has.
     """
     known = view.old.owners.keys() | view.new.owners.keys()
-    return schema_states(view, sorted(known - set(view.move.gitlab_schemas) - {GITLAB_SHARED}))
+    return schema_states(view, sorted(known - set(view.move.gitlab_schemas) - PER_DATABASE))

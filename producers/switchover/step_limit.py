@@ -19,8 +19,6 @@ from infra.service.signals import shut_down
 from schemas.errors import HeadraceError, Interrupted
 
 _LOOK_SECONDS: Final = 0.1
-_CUT_SECONDS: Final = 5.0
-"""From the first cancellation until connections are shut down; a running server has answered by then."""
 
 
 class Busy(HeadraceError):
@@ -28,10 +26,14 @@ class Busy(HeadraceError):
 
 
 class StepLimit:
-    """Limits a step to so many seconds, or until it is stopped; `waiting_for` describes what it waits for."""
+    """Limits a step to so many seconds, or until it is stopped; `waiting_for` describes what it waits for.
 
-    def __init__(self, seconds: float = 60.0) -> None:
+    Connections are shut down `cut_seconds` after the first cancellation: a running server has answered by then.
+    """
+
+    def __init__(self, seconds: float = 60.0, *, cut_seconds: float = 5.0) -> None:
         self.seconds = seconds
+        self._cut_seconds = cut_seconds
         self.stop = threading.Event()
         self.waiting_for = "the server"
         self._deadline = float("inf")
@@ -100,5 +102,5 @@ class StepLimit:
             if self.over:
                 first = first or time.monotonic()
                 self.cancel()
-                if time.monotonic() - first > _CUT_SECONDS:
+                if time.monotonic() - first > self._cut_seconds:
                     self.cut()

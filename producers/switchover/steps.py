@@ -25,7 +25,6 @@ from producers.switchover.rules import Refusal, Step
 from producers.switchover.states import EndsState, ends_state
 from producers.switchover.step_limit import Busy, StepLimit
 from schemas.errors import HeadraceError
-from schemas.gitlab_schemas import GITLAB_SHARED
 
 _LOCK: Final = 0x7377697463686F76
 """The advisory lock of a switchover, on the old owner: "switchov" in ASCII."""
@@ -223,10 +222,10 @@ class Switchover:
 
     def _open(self, view: View) -> None:
         self._confirm(view)
-        shared = GITLAB_SHARED in self._settings.database(self.move.destination).gitlab_schemas
+        listed = self._settings.database(self.move.destination).gitlab_schemas
         self._alter(
             (self.move.source, self.move.destination),
-            lambda: self._if_still(Step.OPEN, lambda seen: rules.opening(seen, shared=shared)),
+            lambda: self._if_still(Step.OPEN, lambda seen: rules.opening(seen, listed)),
         )
         with self._on(self.move.destination) as connection:
             left = slots.read(connection, self.source_slot) if self.source_slot != self.slot else None

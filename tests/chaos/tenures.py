@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from schemas.gitlab_schemas import GITLAB_SHARED
+from schemas.gitlab_schemas import PER_DATABASE
 
 HISTORY: Final = """
     CREATE SCHEMA history;
@@ -129,7 +129,7 @@ def find_faults(
     everything = in_order(histories)
     yield from no_owners(everything)
     # Every database has its own shared tables: they do not continue each other.
-    writes = [write for write in everything if write.gitlab_schema != GITLAB_SHARED]
+    writes = [write for write in everything if write.gitlab_schema not in PER_DATABASE]
     yield from two_owners(writes)
     yield from lost_writes(histories, writes)
     yield from stale_writes(writes, filled)

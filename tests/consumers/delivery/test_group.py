@@ -60,12 +60,13 @@ def join(settings: Settings, topic: str, ledger: Ledger) -> Iterator[Join]:
     """A function that creates a group member for the topic."""
     made: list[Group] = []
 
-    def member(stopping: threading.Event | None = None) -> Group:
+    def member(stopping: threading.Event | None = None, **options: float) -> Group:
         group = Group(
             settings.kafka,
             group_name(settings.prefix, "m"),
             assigned=ledger,
             stopping=stopping or threading.Event(),
+            **options,
         )
         made.append(group)
         group.join([topic])
@@ -289,11 +290,9 @@ def test_partition_that_cannot_be_sought_is_logged_and_retried(
     join: Join,
     topic: str,
     ledger: Ledger,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("consumers.delivery.group._STALL_SECONDS", 0.0)
-    group = join()
+    group = join(stall_seconds=0.0)
     read(group, 10)
     one = TopicPartition(topic, 1, 0)
     group._consumer.incremental_unassign([one])

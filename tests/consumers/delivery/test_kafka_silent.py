@@ -124,10 +124,9 @@ class SilentRegistry(TopicRegistry):
         return {"type": "record", "name": f"of{schema_id}"}
 
 
-def test_only_running_consumer_waits_for_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.delivery.topics._AGAIN_SECONDS", 0.01)
+def test_only_running_consumer_waits_for_schema() -> None:
     stopping = threading.Event()
-    assert schemas_of(SilentRegistry(3), stopping)(1)["name"] == "of1"
+    assert schemas_of(SilentRegistry(3), stopping, again_seconds=0.01)(1)["name"] == "of1"
     with pytest.raises(BrokerUnavailable):
         schemas_of(SilentRegistry(1))(1)
     stopping.set()

@@ -6,11 +6,13 @@ import pytest
 
 from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Shared
+from consumers.delivery.topics import source_topics
 from consumers.operations import catalog
 from consumers.operations.catalog import migration_class, migrations, target_database
 from infra.settings.model import Settings
 from schemas.errors import SettingsError, UsageError
 from schemas.events import ChangeEvent
+from schemas.gitlab_schemas import PER_DATABASE
 
 
 class Everywhere(Migration):
@@ -84,6 +86,16 @@ def test_shared_migration_is_refused_unless_it_declares_per_database() -> None:
     with pytest.raises(UsageError, match="gitlab_shared tables, which every database has"):
         target_database(known, Everywhere)
     assert target_database(known, OncePerDatabase) == "main"
+
+
+@pytest.mark.parametrize("gitlab_schema", sorted(PER_DATABASE))
+def test_migration_over_tables_of_every_database_is_not_moved_by_a_switchover(gitlab_schema: str) -> None:
+    kind = type("Each", (OncePerDatabase,), {"gitlab_schema": gitlab_schema})
+    both = settings(main=[gitlab_schema], ci=[gitlab_schema])
+    topics = {tuple(source_topics(both, kind, database)) for database in catalog.listing(both, gitlab_schema)}
+    assert len(topics) == 2, "each database has its own"
+    with pytest.raises(UsageError, match=f"{gitlab_schema} tables, which every database has"):
+        target_database(both, type("Once", (Everywhere,), {"gitlab_schema": gitlab_schema}))
 
 
 def test_unknown_option_is_reported() -> None:

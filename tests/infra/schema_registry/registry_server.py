@@ -29,6 +29,8 @@ class RegistryServer:
         self.read_only = False
         """Denies this client every registration."""
         self.asked: list[str] = []
+        self.connections = 0
+        self.disconnections = 0
         self.broken = False
         """Answers everything with 500."""
         self.refusing = False
@@ -94,6 +96,16 @@ def handler_of(registry: RegistryServer) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # On a kept connection the body would wait for the acknowledgement of the headers.
+        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            registry.connections += 1
+            super().setup()
+
+        def finish(self) -> None:
+            super().finish()
+            registry.disconnections += 1
 
         def respond(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -183,10 +183,9 @@ def test_a_directory_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     assert err == f"{tmp_path / 'file'} is not a directory; choose another directory with --dir\n"
 
 
-def test_too_little_space_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.stack.embedded.FREE_BYTES_NEEDED", 1 << 62)
+def test_too_little_space_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"no space left in {tmp_path}"):
-        require_space(tmp_path)
+        require_space(tmp_path, 1 << 62)
 
 
 def test_space_that_runs_out_is_one_line(tmp_path: Path) -> None:

@@ -94,15 +94,16 @@ def test_session_of_a_hanging_producer_is_terminated_with_its_locks(database: Da
         hanging.execute("SELECT 1")
 
 
-def test_session_takeover_is_interruptible(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def hangs(_connection: psycopg.Connection[Any], _pid: int) -> None:
+    """Ends nothing, as if the other backend hung in the kernel."""
+
+
+def test_session_takeover_is_interruptible(database: Database) -> None:
     first, second = database.connect(), database.connect()
     stop = threading.Event()
     take_session(first, "main", "slot_of_main", stop)
-    # As if the other backend did not exit, like one that hangs in the kernel.
-    monkeypatch.setattr("producers.session.acquire._END", "SELECT %s")
     stop.set()
     with pytest.raises(Interrupted, match="stopped while"):
-        take_session(second, "main", "slot_of_main", stop)
-    monkeypatch.setattr("producers.session.acquire._TAKEOVER_SECONDS", 0.0)
+        take_session(second, "main", "slot_of_main", stop, end=hangs)
     with pytest.raises(SlotInUse, match="slot_of_main"):
-        take_session(second, "main", "slot_of_main", threading.Event())
+        take_session(second, "main", "slot_of_main", threading.Event(), end=hangs, seconds=0.0)

@@ -11,7 +11,7 @@ from consumers.testing.waiting import until
 from infra.postgres.control import Owner, ensure_control_schema
 from infra.state.positions import HandoverState, SnapshotState, SourceState, StreamState, read_sources
 from producers.session import handover as ownership
-from producers.session.handover import HandoverAwaited, source_scope
+from producers.session.handover import HandoverAwaited, TwoSources, source_scope
 from producers.session.resume import ServerWal, refuse_gaps
 from producers.session.start_over import start_over
 from producers.source import slots
@@ -47,6 +47,14 @@ def scope_of(source: str, sources: Mapping[str, SourceState], owner: Owner | Non
 def test_source_whose_schema_never_moved_needs_no_handover() -> None:
     for owner in (None, Owner("main", 1)):
         assert scope_of("main", {"main": SourceState(STREAM, {TABLE.name: COPIED})}, owner) == ownership.Scope()
+
+
+def test_two_databases_that_both_claim_a_schema_never_publish_to_one_topic() -> None:
+    publishing = {"main": SourceState(STREAM, {TABLE.name: COPIED})}
+    for owner in (None, Owner("ci", 1)):
+        with pytest.raises(TwoSources, match=f"main publishes {TABLE.name} to topic {TABLE.topic} too, and no switch"):
+            scope_of("ci", publishing, owner)
+    assert scope_of("main", {**publishing, "ci": SourceState(STREAM)}, Owner("main", 1)) == ownership.Scope()
 
 
 def test_lagging_producer_publishes_up_to_the_change_of_owner() -> None:

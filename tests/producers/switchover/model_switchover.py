@@ -306,7 +306,7 @@ class Model:
             case Step.RELEASE:
                 world = world.commit(command.source, old.rows.changed(rules.releasing(seen)))
             case Step.OPEN:
-                written = new.rows.changed(rules.opening(seen, shared=False))
+                written = new.rows.changed(rules.opening(seen, ()))
                 world = world._replace(command=command._replace(writes=written))
         return world
 

@@ -12,6 +12,7 @@ from producers.switchover import rules
 from producers.switchover.endpoints import Move, Record, Side, Stage, View
 from producers.switchover.rules import Refusal, Step, Way
 from producers.switchover.states import EndsState, SchemaState, ends_state, schema_state
+from schemas.gitlab_schemas import PER_DATABASE
 
 MAIN, CI, SHARED = "gitlab_main", "gitlab_ci", "gitlab_shared"
 ONE, OTHER = UUID(int=1), UUID(int=2)
@@ -48,9 +49,17 @@ def test_slot_precedes_claim_and_release_precedes_opening() -> None:
     assert rules.next_step(view(old, new)) is Step.RELEASE
     old = rules.apply(old, rules.releasing(view(old, new)))
     assert rules.next_step(view(old, new)) is Step.OPEN
-    new = rules.apply(new, rules.opening(view(old, new), shared=True))
+    new = rules.apply(new, rules.opening(view(old, new), (MAIN, SHARED)))
     assert rules.next_step(view(old, new)) is None
     assert (new.name, new.owners) == ("second", {MAIN: GIVEN, CI: HERE, SHARED: Owner("second", 2)})
+
+
+@pytest.mark.parametrize("label", sorted(PER_DATABASE))
+def test_new_owner_gets_its_own_of_what_every_database_has(label: str) -> None:
+    old, new = (Side("first", False, {MAIN: GIVEN, label: HERE}, "1", {MAIN: CLOSED}) for _ in range(2))
+    assert rules.opening(view(old, new), (MAIN, label)).owners == {MAIN: GIVEN, label: Owner("second", 2)}
+    assert rules.opening(view(old, new), (MAIN,)).owners == {MAIN: GIVEN}, "unless its settings lack it"
+    assert list(rules.owned_by_copy(view(old, replace(new, name="second", owners={label: Owner("second", 2)})))) == []
 
 
 def test_old_primary_with_the_release_is_not_the_copy_that_claimed_it() -> None:

@@ -35,8 +35,7 @@ def test_stop_ends_a_statement(database: Database) -> None:
 
 
 def test_server_that_does_not_answer_loses_its_connection(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producers.switchover.step_limit._CUT_SECONDS", 0.2)
-    limit, connection = StepLimit(0.2), database.connect()
+    limit, connection = StepLimit(0.2, cut_seconds=0.2), database.connect()
     limit.watch(connection)
     monkeypatch.setattr(psycopg.Connection, "cancel_safe", lambda *_, **__: None)
     with pytest.raises(Busy), limit.step(None):

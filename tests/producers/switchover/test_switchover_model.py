@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -64,7 +64,7 @@ def opens_at_once(view: View, states: dict[str, SchemaState]) -> Step | None:
     return Step.OPEN if view.slot else Step.SLOT
 
 
-def opens_what_it_finds(view: View, *, shared: bool) -> Changes:
+def opens_what_it_finds(view: View, listed: Collection[str]) -> Changes:
     """Leaves out the correction of rows of schemas that are not named."""
     records = {each: replace(view.old.records[each], stage=Stage.OPENED) for each in view.move.gitlab_schemas}
     return Changes({}, records, view.move.destination)
@@ -158,7 +158,7 @@ def _done(world: World, seen: View, step: Step) -> World:
         case Step.RELEASE:
             return world.commit("first", world.first.rows.changed(rules.releasing(seen)))
         case Step.OPEN:
-            return world.commit("copy", copy.rows.changed(rules.opening(seen, shared=False)))
+            return world.commit("copy", copy.rows.changed(rules.opening(seen, ())))
     raise AssertionError(f"{step} was waited for")
 
 
