@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from consumers.testing.waiting import until
 from infra.postgres.connect import connect
+from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed
 from producers.session.loop import Session
 from producers.snapshot.chunk_rules import Unseen
@@ -93,22 +94,31 @@ class Killed(BaseException):
 class DiesAfterTheLastChunk(Session):
     """Ends with everything copied and the stream still before the last chunk."""
 
-    def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
-        lsn = super()._copy_chunk(feed)
-        if not feed.copy.unread:
+    def _commit_chunks(self, stopped: Sequence[tuple[str, SnapshotState]] = ()) -> None:
+        super()._commit_chunks(stopped)
+        if not any(feed.copy.unread for feed in self._feeds):
             raise Killed
-        return lsn
 
 
-def test_truncate_after_crash_past_last_chunk_is_published(new_source: NewSource) -> None:
+class DiesBeforeItsCommit(Session):
+    """Ends with everything read, and nothing of it committed."""
+
+    def _commit_chunks(self, stopped: Sequence[tuple[str, SnapshotState]] = ()) -> None:  # noqa: ARG002  # dies first
+        raise Killed
+
+
+@pytest.mark.parametrize(("dies", "copied"), [(DiesAfterTheLastChunk, 20), (DiesBeforeItsCommit, 2)])
+def test_truncate_after_crash_past_last_chunk_is_published(
+    new_source: NewSource, dies: type[Session], copied: int
+) -> None:
     source = new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
-    with pytest.raises(Killed), running(source, DiesAfterTheLastChunk) as producer:
+    with pytest.raises(Killed), running(source, dies) as producer:
         producer.ended()
     source.connection.execute("TRUNCATE t")
     source.connection.execute("INSERT INTO t VALUES (2, 0, 'new')")
     # Received before the stream passes the chunk, by a process that has nothing to copy at its start.
     copy_all(source)
-    assert states(source.require_equal("public.t")) == {"r": 20, "t": 2, "c": 1}
+    assert states(source.require_equal("public.t")) == {"r": copied, "t": 2, "c": 1}
 
 
 class SeesAll(Unseen):
