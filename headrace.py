@@ -165,14 +165,14 @@ def load_sample(dsn: str) -> Sequence[str]:
 def names(settings: Settings) -> dict[str, list[str]]:
     """Return what an argument is in the help → the names that these settings have for it, sorted."""
     from consumers.operations.catalog import migrations
-    from schemas.gitlab_schemas import GITLAB_SHARED
+    from schemas.gitlab_schemas import PER_DATABASE
 
     labels = {label for database in settings.databases.values() for label in database.gitlab_schemas}
     return {
         "MIGRATION": sorted(migrations(settings)),
         "SOURCE": sorted([*settings.databases, *settings.virtual_storages]),
         "DATABASE": sorted(settings.databases),
-        "SCHEMA": sorted(labels - {GITLAB_SHARED}),  # each database has its own of that: it is never moved
+        "SCHEMA": sorted(labels - PER_DATABASE),  # each database has its own of those: they are never moved
     }
 
 
