@@ -105,7 +105,7 @@ PyObject *codec_libpq_lines(PyObject *Py_UNUSED(module), PyObject *const *argume
         PyErr_SetString(PyExc_TypeError, "libpq_lines takes three addresses, a connection, and three limits");
         return NULL;
     }
-    Libpq libpq;
+    Libpq libpq = {0};
     if (read_address(PyTuple_GET_ITEM(arguments[0], 0), &libpq.get_copy_data) < 0 ||
         read_address(PyTuple_GET_ITEM(arguments[0], 1), &libpq.consume_input) < 0 ||
         read_address(PyTuple_GET_ITEM(arguments[0], 2), &libpq.freemem) < 0 ||
