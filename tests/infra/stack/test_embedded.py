@@ -59,11 +59,10 @@ def test_postgres_is_ready_for_logical_replication(stack: Stack) -> None:
     with stack.postgres.connect() as connection:
         settings = {
             name: connection.execute("SELECT current_setting(%s)", [name]).fetchone()
-            for name in ("wal_level", "fsync", "max_replication_slots", "max_slot_wal_keep_size")
+            for name in ("wal_level", "max_replication_slots", "max_slot_wal_keep_size")
         }
     assert settings == {
         "wal_level": ("logical",),
-        "fsync": ("on",),
         "max_replication_slots": ("20",),
         "max_slot_wal_keep_size": ("4GB",),
     }

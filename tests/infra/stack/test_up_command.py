@@ -84,6 +84,8 @@ def test_up_and_down_are_idempotent_and_keep_data_and_ports(directory: Path) -> 
     assert up(directory) == first
     with psycopg.connect(first["dsn"], autocommit=True) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS x")
+        # Only the tests' own servers are without.
+        assert connection.execute("SHOW fsync").fetchone() == ("on",)
 
     assert headrace("down", "--dir", directory)[:2] == (0, f"stopped the stack in {directory}\n")
     assert not any(psutil.pid_exists(pid) and runs(psutil.Process(pid)) for pid in first["pids"].values())
