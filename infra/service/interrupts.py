@@ -109,6 +109,7 @@ def ending_with(exit_code: int) -> Iterator[None]:
 @contextmanager
 def guarded() -> Iterator[None]:
     """Watch for signals in a separate thread; for the main thread, around a whole command."""
+    _STATE.asked = False  # a process, such as a test's, may run several commands
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     watcher = threading.Thread(target=_watch, args=(receiver,), name="interrupts", daemon=True)

@@ -30,7 +30,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return {}
 
     monkeypatch.setattr(chaos, "plays", lambda: {"wild": wild, "calm": calm})
-    monkeypatch.setattr(chaos, "embedded_stack", contextlib.nullcontext)
+    monkeypatch.setattr(chaos, "embedded_stack", lambda **_: contextlib.nullcontext())
     return played
 
 

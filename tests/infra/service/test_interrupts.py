@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from infra.service import interrupts
 from infra.service.interrupts import STOPPED, STUCK
 
 # Waits where no signal is heard, as in a library; says on its output when it does.
@@ -78,3 +79,9 @@ def test_second_signal_ends_process_that_finishes_something() -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=180)
     assert process.returncode in (130, -signal.SIGTERM)
+
+
+def test_signal_to_an_earlier_command_of_the_process_is_forgotten() -> None:
+    interrupts.note()
+    with interrupts.guarded():
+        assert not interrupts.asked()

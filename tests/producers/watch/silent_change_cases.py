@@ -106,12 +106,6 @@ CHANGED = {
         "ALTER TABLE {t} ADD x int GENERATED ALWAYS AS (id) STORED; ALTER TABLE {t} ALTER x DROP EXPRESSION",
     ),
     # Modifiers.
-    "numeric_to_decimals": Case(
-        "v numeric",
-        ("1.2345", "7", "'NaN'"),
-        "ALTER TABLE {t} ALTER v TYPE numeric(10,2)",
-        "ALTER TABLE {t} ALTER v TYPE numeric(10,2) USING v + 1",
-    ),
     "numeric_to_hundreds": Case(
         "v numeric",
         ("12345", "99"),

@@ -62,6 +62,30 @@ def test_rows_changed_without_events_are_resnapshotted(new_source: NewSource) ->
             assert shown(source.records(f"public.{name}"), columns) == rows
 
 
+def test_numeric_that_gets_decimals_stops_its_table(new_source: NewSource) -> None:
+    """Its earlier records have text, which a reader of the new schema would take for a decimal's bytes."""
+    source = new_source(
+        "CREATE TABLE t (id int PRIMARY KEY, v numeric); INSERT INTO t VALUES (1, 1.2345);"
+        "CREATE TABLE u (id int PRIMARY KEY)",
+        "public.t",
+        "public.u",
+    )
+    with running(source) as producer:
+        producer.caught_up()
+        source.connection.execute("ALTER TABLE t ALTER v TYPE numeric(10,2)")
+        source.connection.execute("INSERT INTO t VALUES (2, 2)")
+
+        def stopped() -> bool:
+            producer.check()
+            return source.state().snapshots["public.t"].stopped is not None
+
+        until(stopped, "the table to be stopped")
+        assert "column v: text → numeric(10,2)" in (source.state().snapshots["public.t"].stopped or "")
+        source.connection.execute("INSERT INTO u VALUES (1)")
+        source.passes(producer.check)
+    source.require_equal("public.u")
+
+
 @pytest.mark.parametrize("dies", ["noticed", "recorded", "copied"])
 def test_detected_change_survives_its_producer(new_source: NewSource, dies: str) -> None:
     source = new_source(
