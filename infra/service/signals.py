@@ -56,14 +56,15 @@ def stop_on_signals(
     def first() -> None:
         interrupts.note()
         if asked.acquire(blocking=False):
-            event.set()
             for timer in timers:
                 timer.start()
+            event.set()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         for number in before:
             signal.signal(number, signal.SIG_DFL)
-        first()
+        if not timers:  # else a thread does it: the interrupted one may hold the event's lock
+            first()
 
     for number in before:
         signal.signal(number, handle)
