@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NoReturn
 
@@ -110,9 +110,20 @@ def ending_with(exit_code: int) -> Iterator[None]:
 def guarded() -> Iterator[None]:
     """Watch for signals in a separate thread; for the main thread, around a whole command."""
     _STATE.asked = False  # a process, such as a test's, may run several commands
+    with watched_by(_watch, "interrupts"):
+        yield
+
+
+@contextmanager
+def watched_by(watch: Callable[[socket.socket], None], name: str) -> Iterator[None]:
+    """Run `watch` in a thread of this name, with a socket that receives the number of each signal as a byte.
+
+    For the main thread. The thread gets them even while the main one is blocked in a library; at the end it reads no
+    byte, and has to return.
+    """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(receiver,), name="interrupts", daemon=True)
+    watcher = threading.Thread(target=watch, args=(receiver,), name=name, daemon=True)
     watcher.start()
     before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:

@@ -147,10 +147,8 @@ def _woken(first: Callable[[], None]) -> Iterator[None]:
 
     It calls `first`; the second signal ends the process with the shell's exit code for it.
     """
-    receiver, sender = socket.socketpair()
-    sender.setblocking(False)
 
-    def watch() -> None:
+    def watch(receiver: socket.socket) -> None:
         seen = 0
         while numbers := receiver.recv(16):
             for number in numbers:
@@ -160,13 +158,5 @@ def _woken(first: Callable[[], None]) -> Iterator[None]:
                         os._exit(128 + number)
                     first()
 
-    watcher = threading.Thread(target=watch, name="signals", daemon=True)
-    watcher.start()
-    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    try:
+    with interrupts.watched_by(watch, "signals"):
         yield
-    finally:
-        signal.set_wakeup_fd(before)
-        sender.close()
-        watcher.join()
-        receiver.close()
