@@ -51,6 +51,9 @@ class _Connection:
     def settimeout(self, seconds: float) -> None:
         """Do nothing: there is nothing to wait for."""
 
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Do nothing: there are no packets to delay."""
+
     def makefile(self, mode: str, size: int) -> io.BufferedReader:
         del mode, size
         return io.BufferedReader(io.BytesIO(self._sent))
