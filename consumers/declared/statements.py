@@ -8,7 +8,8 @@ from typing import Any, Final
 from psycopg import sql
 
 from consumers.contract.migration import Cursor
-from infra.postgres.key_order import Operators, compared, default_operators, key_order
+from infra.postgres.array_literal import array_parameter
+from infra.postgres.key_order import Operators, among, compared, default_operators, key_order
 from infra.settings.declare import DeclareSettings
 
 _KEYS: Final = "headrace_keys"
@@ -45,25 +46,32 @@ def update(cursor: Cursor, declaration: DeclareSettings, keys: Sequence[Any], *,
     statement = updating(cursor, declaration)
     if returning:
         statement += sql.SQL(" RETURNING {} IS TRUE").format(_escaped(declaration.where))
-    cursor.execute(statement, arrays)
+    cursor.execute(statement, list(map(array_parameter, arrays)))
 
 
 def updating(cursor: Cursor, declaration: DeclareSettings) -> sql.Composed:
     """Return the guarded UPDATE; its parameters are arrays of the key's columns."""
     types, operators = _key(cursor, declaration)
     schema, _, table = declaration.table.partition(".")
-    names = [sql.Identifier(f"headrace_key_{number}") for number in range(1, len(types) + 1)]
-    return sql.SQL(
-        "UPDATE {table} SET {sets} FROM unnest({arrays}) AS {keys} ({names}) WHERE {same} AND {guard}"
-    ).format(
+    columns = [_name(table, column) for column in declaration.key]
+    arrays = [sql.SQL("%s::{}[]").format(sql.SQL(each.replace("%", "%%"))) for each in types]
+    source: sql.Composable = sql.SQL("")
+    if len(columns) == 1 and not any(each.cast for each in operators):
+        # For many keys the join below may read the whole table, where this looks each key up.
+        same = among(columns[0], arrays[0], operators)
+    else:
+        names = [sql.Identifier(f"headrace_key_{number}") for number in range(1, len(types) + 1)]
+        source = sql.SQL(" FROM unnest({}) AS {} ({})").format(
+            sql.SQL(", ").join(arrays), sql.Identifier(_KEYS), sql.SQL(", ").join(names)
+        )
+        same = compared(columns, "=", names, operators)
+    return sql.SQL("UPDATE {table} SET {sets}{source} WHERE {same} AND {guard}").format(
         table=_name(schema, table),
         sets=sql.SQL(", ").join(
             sql.SQL("{} = {}").format(_name(column), _escaped(text)) for column, text in declaration.set.items()
         ),
-        arrays=sql.SQL(", ").join(sql.SQL("%s::{}[]").format(sql.SQL(each.replace("%", "%%"))) for each in types),
-        keys=sql.Identifier(_KEYS),
-        names=sql.SQL(", ").join(names),
-        same=compared([_name(table, column) for column in declaration.key], "=", names, operators),
+        source=source,
+        same=same,
         guard=_escaped(declaration.where),
     )
 

@@ -12,6 +12,7 @@ from typing import Final
 from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Options
 from consumers.contract.suggested_index import SuggestedIndex
+from infra.postgres.array_literal import array_parameter
 from schemas.events import UNCHANGED, ChangeEvent, Op
 
 SKIPPED: Final = "import_skipped"
@@ -66,13 +67,11 @@ class SkipResets(Migration):
         """Reset the rows that are still skipped for too many tags; see Migration.apply."""
         # In key order, so that two consumers cannot deadlock.
         keys = sorted({change.key for change in changes})  # type: ignore[type-var]
-        # As text, since psycopg takes longer to convert a list to an array than the server takes to parse the text.
-        array = "{" + ",".join(map(str, keys)) + "}"
         shipped = _SHIPPED if self.options.clear_shipped_columns else ""
         cursor.execute(
             f"UPDATE public.container_repositories SET {_RESET}{shipped}"  # noqa: S608 - constants of this file
             f" WHERE id = ANY(%s::bigint[]) AND {_GUARD}",
-            (array,),
+            (array_parameter(keys),),
         )
         return cursor.rowcount
 

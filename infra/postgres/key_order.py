@@ -174,6 +174,12 @@ def ascending(columns: Sequence[sql.Composable], operators: Sequence[Operators])
     )
 
 
+def among(column: sql.Composable, array: sql.Composable, operators: Sequence[Operators] = ()) -> sql.Composable:
+    """Return the condition that a column equals an element of an array of its type; see `compared`."""
+    (chosen,) = _all_of([column], operators)
+    return sql.SQL("{} {} ANY ({})").format(chosen.column(column), chosen.named("="), array)
+
+
 def compared(
     columns: Sequence[sql.Composable],
     sign: str,

@@ -135,6 +135,8 @@ class Site:
         prefix: str,
         migrations: Mapping[str, Mapping[str, object]] | None = None,
         tables: Sequence[str] = (TABLE,),
+        *,
+        plugin_paths: Sequence[Path] = (),
     ) -> None:
         """`tables` are names or patterns, all of gitlab schema gitlab_main."""
         self.bench = bench
@@ -145,6 +147,7 @@ class Site:
             tomli_w.dumps(
                 {
                     "prefix": prefix,
+                    "plugin_paths": list(map(str, plugin_paths)),
                     "kafka": {"bootstrap_servers": bench.stack.endpoints.bootstrap_servers},
                     "databases": {
                         SOURCE: {

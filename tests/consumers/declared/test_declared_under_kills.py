@@ -18,10 +18,12 @@ from infra.settings.file import load_settings
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.declared.declaring import DECLARED, declare
+from tests.histories import TIMES
 
 pytestmark = pytest.mark.stack
 
-ROWS = 9_000
+ROWS = 9_000 * TIMES
+"""A million of `make test HISTORIES=112`."""
 
 
 class Many(TableCase):
@@ -53,7 +55,7 @@ def config(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Pa
                     }
                 },
                 "migrations": {
-                    "nicks": {"batch_size": 500, "sub_batch_size": 10, "max_rate": 1_000, "declare": DECLARED}
+                    "nicks": {"batch_size": 500, "sub_batch_size": 10, "max_rate": 1_000 * TIMES, "declare": DECLARED}
                 },
             }
         )
@@ -70,7 +72,7 @@ def test_each_row_is_changed_once_whatever_is_killed(
     case.insert()
     case.publish()
     before = case.rows()
-    for share in (300, 1_500):
+    for share in (300 * TIMES, 1_500 * TIMES):
         member = members(migration="nicks")
         until(lambda share=share: case.writes() >= share, f"{share} rows are changed")  # type: ignore[misc]
         member.kill()

@@ -41,8 +41,11 @@ from tests.consumers.gitservers import NODES, Disks, add_rows, make_repository
 CHECKOUT = Path(__file__).parents[3]
 
 
-def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seconds: float = 600.0) -> None:
-    """Move until all is done or `until` returns True; then close the work in progress."""
+def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seconds: float = 400.0) -> None:
+    """Move until all is done or `until` returns True; then close the work in progress.
+
+    Raises AssertionError after so many seconds, with the moves and the locks as they are then.
+    """
     migration = RehashMoves.configure(settings.migration("rehash_moves"))
     outside = Outside(settings, migration, "main")
     with psycopg.connect(settings.database("main").dsn.get_secret_value(), autocommit=True) as connection:
@@ -55,6 +58,18 @@ def drive(settings: Settings, *, until: Callable[[], bool] = lambda: False, seco
             assert time.monotonic() < deadline, "the moves never ended"
             if pace is Pace.WAITING:
                 time.sleep(0.01)
+
+
+def _stuck(settings: Settings) -> list[object]:
+    """Return the rows of the moves, and the sessions that hold or await advisory locks."""
+    with psycopg.connect(settings.database("main").dsn.get_secret_value(), autocommit=True) as connection:
+        return [
+            *connection.execute("SELECT * FROM headrace.rehash_moves"),
+            *connection.execute(
+                "SELECT l.objid, l.granted, a.pid, a.application_name, a.state, a.query, a.state_change"
+                " FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'"
+            ),
+        ]
 
 
 def start(config: Path, point: str = "", number: int = 1, *, stop: bool = False) -> subprocess.Popen[bytes]:
