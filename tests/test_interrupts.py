@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -65,10 +66,12 @@ def test_ctrl_c_ends_command_that_finds_no_listener(shell: Shell, closed_port: i
     """PostgreSQL's client reports that at once; Kafka's waits for a broker."""
     configure(shell, closed_port)
     process = shell.start(*words.split())
-    maps = Path(f"/proc/{process.pid}/task")
+    tasks = Path(f"/proc/{process.pid}/task")
 
     def client_runs() -> bool:
-        names = [(task / "comm").read_text() for task in maps.iterdir()] if maps.exists() else []
+        names = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread may end between its look-ups
+            names += [(task / "comm").read_text() for task in tasks.iterdir()]
         return process.poll() is not None or any(name.startswith("rdk:") for name in names)
 
     until(client_runs, "Kafka's client runs")
