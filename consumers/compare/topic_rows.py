@@ -122,7 +122,7 @@ class TopicRows:
             enable_partition_eof=True,
             queued_max_messages_kbytes=16_384,  # the default of 64 MB takes twice that much memory
         ) as client:
-            client.assign([TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in left])
+            clients.assign(client, [TopicPartition(self._topic, partition, OFFSET_BEGINNING) for partition in left])
             while left:
                 first = client.poll(_TIMEOUT)
                 if first is None:

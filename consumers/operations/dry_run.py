@@ -60,7 +60,7 @@ def dry_run(
         client_id=member_name(),
         enable_partition_eof=True,
     ) as client:
-        client.assign([TopicPartition(*place, OFFSET_BEGINNING) for place, end in ends.items() if end > 0])
+        clients.assign(client, [TopicPartition(*place, OFFSET_BEGINNING) for place, end in ends.items() if end > 0])
         positions = {place: Offset(0) for place, end in ends.items() if end > 0}
         left = set(positions)
         while left and not stopping.is_set():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from infra.kafka import denials, oauth_tokens
@@ -60,6 +60,9 @@ COORDINATOR_STARTING: Final = frozenset(
 T = TypeVar("T")
 _TICK: Final = 0.1
 _LEAVE_SECONDS: Final = 5.0
+_ANSWER_SECONDS: Final = 30.0
+IDLE_READERS: Final = 4
+"""Readers that stay connected for the next use."""
 _NONE: Final[Mapping[str, Any]] = {}
 
 _INVALID: Final = {KafkaError._INVALID_ARG, KafkaError._CONFLICT}
@@ -103,16 +106,53 @@ def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any]
 
 @contextmanager
 def reading(settings: KafkaSettings, **options: Any) -> Iterator[Consumer]:
-    """Provide a consumer of the group READERS, which is closed at the end; errors inside are translated.
+    """Provide a consumer of the group READERS without an assignment; errors inside are translated.
 
     A TimeoutError inside means that the brokers stopped answering; its text says in which work.
     """
     with translated(settings):
-        client = consumer(settings, READERS, **options)
+        client = _READERS.take(settings, options) or consumer(settings, READERS, **options)
         try:
             yield client
-        finally:
+            client.unassign()
+        except BaseException:
             leave(client, _LEAVE_SECONDS)
+            raise
+        _READERS.keep(settings, options, client)
+
+
+def assign(client: Consumer, places: Sequence[TopicPartition]) -> None:
+    """Assign places to a reader, and ask for their topics: one that it does not know yet it would look up later."""
+    for topic in sorted({place.topic for place in places}):
+        client.list_topics(topic, timeout=_ANSWER_SECONDS)
+    client.assign(list(places))
+
+
+class _Readers:
+    """This process's readers that nobody uses now: connecting another one takes longer than most reads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[tuple[int, KafkaSettings, Mapping[str, Any]], Consumer]] = []
+
+    def take(self, settings: KafkaSettings, options: Mapping[str, Any]) -> Consumer | None:
+        asked = os.getpid(), settings, options
+        with self._lock:
+            place = next((place for place, (of, _) in enumerate(self._idle) if of == asked), None)
+            client = self._idle.pop(place)[1] if place is not None else None
+        if client is not None:
+            client.poll(0)  # serves its log lines and the renewal of a token
+        return client
+
+    def keep(self, settings: KafkaSettings, options: Mapping[str, Any], client: Consumer) -> None:
+        with self._lock:
+            self._idle.append(((os.getpid(), settings, options), client))
+            excess = self._idle.pop(0)[1] if len(self._idle) > IDLE_READERS else None
+        if excess is not None:
+            leave(excess, _LEAVE_SECONDS)
+
+
+_READERS: Final = _Readers()
 
 
 def leave(client: Consumer, seconds: float) -> bool:

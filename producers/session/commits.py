@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from pydantic import BaseModel
@@ -28,14 +28,16 @@ from producers.session.snapshot_requests import Requests
 from producers.watch.catalog_watch import TableWatch
 from schemas.positions import Lsn
 
+FROM_SCRATCH: Final = "re-snapshot from scratch"
+PARTITIONS_ADDED: Final = "partitions were added"
+"""The server sends their changes only to a stream that starts afterwards."""
+
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The reason why a source ends its session and opens another: `table` is to be re-snapshotted from scratch.
+    """The reason why a source ends its session and opens another; `table` is to be re-snapshotted from scratch."""
 
-    None: partitions were added whose changes the server sends only to a stream that starts afterwards.
-    """
-
+    reason: str
     table: str | None = None
 
 
@@ -133,8 +135,8 @@ class Commits:
             log.get(**{log.SOURCE: self._identity.source}).info("owner changed", away=away)
             handover.require_any_here(self._identity.source, self._feeds)
         if from_scratch:
-            return Restart(from_scratch[0])
-        return Restart() if self._watch.stream_lacks_partitions else None
+            return Restart(FROM_SCRATCH, from_scratch[0])
+        return Restart(PARTITIONS_ADDED) if self._watch.stream_lacks_partitions else None
 
     def _changed(self, states: Iterable[tuple[str, SnapshotState | None]]) -> dict[str, SnapshotState | None]:
         changed: dict[str, SnapshotState | None] = {}

@@ -49,6 +49,8 @@ from producers.watch.topic_watch import TopicWatch
 from schemas.codec import implementation
 from schemas.topics import positions_topic
 
+OUTDATED: Final = "its tables' state was read a moment too early"
+
 _PATIENCE: Final = "SET lock_timeout = '2s'"
 """For queries next to a chunk, during which the stream pauses; not for what a start has to wait for."""
 
@@ -74,7 +76,7 @@ class Start:
 
 @contextmanager
 def open_session(start: Start, kind: type[Session] = Session) -> Iterator[Session | Restart]:
-    """Open a session of this `kind`; yields a Restart when it cannot re-snapshot a table.
+    """Open a session of this `kind`; yields a Restart when it cannot re-snapshot a table, or read an outdated state.
 
     Raises preflight's errors, SilentGap, HandoverAwaited, OwnershipMoved, Fenced, and Unavailable.
     """
@@ -108,6 +110,10 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     opened.callback(relay.close)
     # Only this process can write the source's records from here on.
     state, scope, server, publication = _find(start, sql, positions, tables, alone=True)
+    if _stops(state) != _stops(recorded):
+        # A commit returns a moment before readers see it, also one of this process's own last session. Recording the
+        # tables that were stopped by then would undo it.
+        return Restart(OUTDATED)
     take_session(sql, source, slot, start.stop)
     known = scope.of(state)
     snapshots = resume.current_snapshots(settings, source, known, scope.here(tables), publication)
@@ -137,6 +143,14 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     lines.info("reading", slot=slot, codec=implementation.name, **{log.POSITION: str(capture.position)})
     parts.copy_log.resumed(feeds, snapshots, database.snapshot.chunk_rows)
     return kind(parts, start.stop, start.timing)
+
+
+def _stops(state: SourceState) -> dict[str, tuple[object, ...]]:
+    """Return what decides which recorded tables are left out."""
+    return {
+        name: (each.stopped, each.from_scratch, each.topic, each.topic_partitions)
+        for name, each in state.snapshots.items()
+    }
 
 
 def _captured(

@@ -90,7 +90,5 @@ def _what(error: Unavailable) -> str:
 
 
 def _log_restart(lines: log.Log, restart: Restart) -> None:
-    if restart.table is None:
-        lines.info("session restarting", **{log.REASON: "partitions were added"})
-    else:
-        lines.info("session restarting", **{log.TABLE: restart.table, log.REASON: "re-snapshot from scratch"})
+    of_table = {} if restart.table is None else {log.TABLE: restart.table}
+    lines.info("session restarting", **of_table, **{log.REASON: restart.reason})

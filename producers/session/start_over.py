@@ -51,26 +51,28 @@ def start_over(settings: Settings, source: str) -> None:
         elsewhere = {table.name for table in tables if not owned(table, source, owned_by)}
     topic = positions_topic(settings.prefix)
     ensure_topic(settings.kafka, topic, partitions=1, config=STATE)
-    sources = Positions(settings.prefix, settings.kafka).sources()
-    state = sources.get(source, SourceState())
-    others = [each for name, each in sources.items() if name != source]
-    ahead = {each for other in others for each in _topics_ahead(other, system, lsn)}
-    here = {table.name: table for table in tables if table.name not in elsewhere}
-    continues = _is_before(state, system, lsn)
-    from_scratch: dict[str, SnapshotState | None] = {
-        name: SnapshotState(source=source, table=name, topic=table.topic, from_scratch=True)
-        for name, table in here.items()
-        if table.topic not in ahead and (continues or (name in state.snapshots and state.snapshots[name].from_scratch))
-    }
-    captured = {table.topic for name, table in here.items() if name not in from_scratch}
-    if not continues:
-        captured |= {
-            each.topic for name, each in state.snapshots.items() if name not in elsewhere | from_scratch.keys()
-        }
-    delete_topics(settings.kafka, sorted(captured))
-    forgotten = dict.fromkeys(state.snapshots)
+    # Before the state is read: it ends the last producer's transaction, which Kafka may not show yet.
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", topic)
     try:
+        sources = Positions(settings.prefix, settings.kafka).sources()
+        state = sources.get(source, SourceState())
+        others = [each for name, each in sources.items() if name != source]
+        ahead = {each for other in others for each in _topics_ahead(other, system, lsn)}
+        here = {table.name: table for table in tables if table.name not in elsewhere}
+        continues = _is_before(state, system, lsn)
+        from_scratch: dict[str, SnapshotState | None] = {
+            name: SnapshotState(source=source, table=name, topic=table.topic, from_scratch=True)
+            for name, table in here.items()
+            if table.topic not in ahead
+            and (continues or (name in state.snapshots and state.snapshots[name].from_scratch))
+        }
+        captured = {table.topic for name, table in here.items() if name not in from_scratch}
+        if not continues:
+            captured |= {
+                each.topic for name, each in state.snapshots.items() if name not in elsewhere | from_scratch.keys()
+            }
+        delete_topics(settings.kafka, sorted(captured))
+        forgotten = dict.fromkeys(state.snapshots)
         states = {**forgotten, **from_scratch}
         relay.record([(record_key(source), None), *((record_key(source, name), each) for name, each in states.items())])
         # Changes between the old slot and the new one are in neither stream.

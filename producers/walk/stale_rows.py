@@ -34,7 +34,7 @@ def leftovers(
         fetch_wait_max_ms=10,  # a broker answers a fetch at a partition's end only after this wait
     ) as client:
         for partition in range(partitions):
-            client.assign([TopicPartition(topic, partition, 0)])
+            clients.assign(client, [TopicPartition(topic, partition, 0)])
             old: dict[bytes, None] = {}
             for message in _to_the_end(client, topic):
                 key, value = message.key(), message.value()

@@ -344,7 +344,7 @@ def _wanting(settings: Settings, topic: str, table: str) -> dict[int, list[Event
     events: dict[int, list[Event]] = defaultdict(list)
     left = {partition for partition, end in end_offsets(settings.kafka, topic).items() if end}
     with clients.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
-        client.assign([TopicPartition(topic, partition, 0) for partition in left])
+        clients.assign(client, [TopicPartition(topic, partition, 0) for partition in left])
         while left:
             for message in client.consume(10_000, 1.0):
                 partition, value = message.partition(), message.value()

@@ -67,7 +67,7 @@ def _records(settings: Settings, topics: Sequence[str]) -> Iterator[tuple[str, R
         (topic, partition) for topic in topics for partition, end in end_offsets(settings.kafka, topic).items() if end
     }
     with clients.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
-        client.assign([TopicPartition(topic, partition, 0) for topic, partition in sorted(left)])
+        clients.assign(client, [TopicPartition(topic, partition, 0) for topic, partition in sorted(left)])
         while left:
             message = client.poll(120)
             assert message is not None, f"{', '.join(topics)} stopped answering"

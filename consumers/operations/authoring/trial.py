@@ -147,7 +147,9 @@ def _last(
     client: Consumer, topic: str, starts: Mapping[int, int], ends: Mapping[int, int], selection: Selection
 ) -> Message | None:
     """Return the last record of the row from `starts` to `ends`; a delete rather than the tombstone after it."""
-    client.assign([TopicPartition(topic, partition, at or OFFSET_BEGINNING) for partition, at in starts.items()])
+    clients.assign(
+        client, [TopicPartition(topic, partition, at or OFFSET_BEGINNING) for partition, at in starts.items()]
+    )
     left, found = dict(ends), None
     while left:
         first = client.poll(_TIMEOUT)

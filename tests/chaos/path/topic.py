@@ -28,7 +28,7 @@ def events(settings: Settings, topic: str) -> Iterator[Event]:
     found: dict[int, list[Event]] = {partition: [] for partition in sorted(end_offsets(settings.kafka, topic))}
     left = set(found)
     with clients.reading(settings.kafka, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
-        client.assign([TopicPartition(topic, partition, 0) for partition in left])
+        clients.assign(client, [TopicPartition(topic, partition, 0) for partition in left])
         while left:
             for message in client.consume(1_000, 0.1):
                 if message.error() is None:

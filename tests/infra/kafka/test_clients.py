@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -119,6 +120,40 @@ def test_reader_is_closed_and_its_errors_are_translated(settings: KafkaSettings,
         raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     with pytest.raises(RuntimeError, match="closed"):
         client.poll(0)
+
+
+def test_idle_reader_is_used_again_for_the_same_settings_without_its_assignment(
+    settings: KafkaSettings, prefix: str
+) -> None:
+    topics.ensure_topic(settings, prefix, partitions=1)
+    with clients.reading(settings, enable_partition_eof=True) as first:
+        clients.assign(first, [TopicPartition(prefix, 0)])
+        with clients.reading(settings, enable_partition_eof=True) as meanwhile:
+            assert meanwhile is not first
+    with clients.reading(settings) as other:
+        assert other is not first
+    with clients.reading(settings.model_copy(update={"partitions": 7}), enable_partition_eof=True) as elsewhere:
+        assert elsewhere is not first
+    with clients.reading(settings, enable_partition_eof=True) as again:
+        assert again in (first, meanwhile)
+        assert again.assignment() == []
+        clients.assign(again, [TopicPartition(prefix, 0)])
+        assert (message := again.poll(120)) is not None
+        assert (end := message.error()) is not None
+        assert end.code() == KafkaError._PARTITION_EOF
+
+
+def test_only_a_few_idle_readers_stay_open(settings: KafkaSettings) -> None:
+    with contextlib.ExitStack() as opened:
+        many = [opened.enter_context(clients.reading(settings)) for _ in range(clients.IDLE_READERS + 1)]
+    closed = []
+    for client in many:
+        try:
+            client.assignment()
+        except RuntimeError:
+            closed.append(client)
+    assert len(closed) >= 1, "the one that waited longest, and those of other settings before it"
+    assert len(closed) < len(many)
 
 
 def test_the_settings_options_reach_the_client(settings: KafkaSettings, prefix: str) -> None:

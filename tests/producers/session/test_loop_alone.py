@@ -15,7 +15,7 @@ from infra.settings.database_login import Address
 from infra.settings.model import SnapshotSettings
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
-from producers.session.commits import Restart
+from producers.session.commits import FROM_SCRATCH, Restart
 from producers.session.copy_phase import Choice, Copied
 from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.snapshot.chunk_rules import Unseen
@@ -233,7 +233,7 @@ def test_unreadable_table_is_stopped_and_others_continue() -> None:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_restart_ends_the_session_after_commit_and_confirmation(whole: bool) -> None:
-    restart = Restart("public.t")
+    restart = Restart(FROM_SCRATCH, "public.t")
     world = World(chunks=[] if whole else [Lsn(5)], whole=whole, restarts=[restart])
     assert world.run() == restart
     assert world.journal[-2].startswith("commit")

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from consumers.testing.waiting import until
+from infra.state.positions import Positions, SourceState
 from infra.state.snapshot_requests import SnapshotRequest
+from producers.session import opening
 from producers.session.resnapshot_request import FromScratchOnly, NotReadYet, ask
 from producers.source.gaps import SilentGap
 from schemas.errors import UsageError
@@ -113,6 +115,33 @@ def test_stopped_table_is_re_snapshotted_from_scratch(new_source: NewSource) -> 
         request(source, from_scratch=True)
         until(lambda: "t" in states(source.records("public.t")), "the truncate")
         producer.caught_up()
+    source.require_equal("public.t")
+
+
+def test_request_is_kept_if_the_next_session_first_reads_the_state_before_it(
+    new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka shows a commit a moment after it returned, and a session begins at once."""
+    source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
+    with running(source) as producer:
+        producer.caught_up()
+        source.connection.execute("ALTER TABLE t ALTER COLUMN n TYPE text; UPDATE t SET n = 'x'")
+        until(lambda: bool(source.state().snapshots["public.t"].stopped), "the stop")
+    before = Positions(source.settings.prefix, source.settings.kafka).sources()
+    request(source, from_scratch=True)
+    behind = [before]
+
+    class Behind(Positions):
+        def sources(self) -> dict[str, SourceState]:
+            now = super().sources()
+            requested = now["main"].snapshots["public.t"].from_scratch
+            return behind.pop() if behind and requested else now
+
+    monkeypatch.setattr(opening, "Positions", Behind)
+    with running(source) as producer:
+        until(lambda: "t" in states(source.records("public.t")), "the truncate")
+        producer.caught_up()
+    assert not behind
     source.require_equal("public.t")
 
 

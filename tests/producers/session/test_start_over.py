@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_topics_are_deleted_if_positions_would_go_back(new_source: NewSource) ->
     assert end_offsets(source.settings.kafka, topic_of(source.settings, "public.t")) == {}
     copy_all(source)
     assert states(source.require_equal("public.t")) == {"r": 2}
+
+
+def test_state_behind_the_transaction_of_a_killed_producer_is_seen(new_source: NewSource) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    stream = source.recorded().stream
+    assert stream is not None
+    positions = positions_topic(source.settings.prefix)
+    killed = Relay(source.settings.kafka, f"{source.settings.prefix}.main", positions)
+    killed.record([(record_key("main"), stream)])
+    killed._producer.flush()
+    with closing(Relay(source.settings.kafka, "test", positions)) as relay:
+        relay.record([(record_key("main"), stream.model_copy(update={"system_identifier": "1"}))])
+        relay.commit()
+    start_over(source.settings, "main")
+    killed.close()
+    assert end_offsets(source.settings.kafka, topic_of(source.settings, "public.t")) == {}
 
 
 def test_start_over_is_idempotent(new_source: NewSource) -> None:

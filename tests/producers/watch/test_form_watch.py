@@ -13,7 +13,7 @@ import pytest
 from consumers.testing.waiting import until
 from producers.publish.table_publisher import TableFeed
 from producers.session import opening
-from producers.session.commits import Restart
+from producers.session.commits import FROM_SCRATCH, Restart
 from producers.session.loop import Session
 from tests.producers.folding import ops
 from tests.producers.sources import Running, Source, running
@@ -204,7 +204,7 @@ def test_key_type_change_between_chunks_stops_no_table(new_source: NewSource) ->
             return super()._copy_chunk(feed)
 
     # It ends because the table is to be re-snapshotted, for which produce would restart it.
-    assert Running(source, Changes).restarts() == Restart("public.t")
+    assert Running(source, Changes).restarts() == Restart(FROM_SCRATCH, "public.t")
     with running(source) as producer:
         producer.caught_up()
     assert source.recorded().snapshots["public.t"].stopped is None
