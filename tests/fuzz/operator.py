@@ -15,7 +15,7 @@ from producers.session.start_over import start_over
 from schemas.errors import Refused
 from tests.fuzz.acts import Act
 from tests.fuzz.producing import End
-from tests.fuzz.reasons import ANY, TAKEN_OUT, hidden, is_one_of, reasons_of, taken_out_since
+from tests.fuzz.reasons import ANY, SLOW_START, TAKEN_OUT, hidden, is_one_of, reasons_of, taken_out_since
 from tests.fuzz.world import Broken
 from tests.producers.sources import capturing
 
@@ -55,13 +55,13 @@ class Operator:
         """Follow the remedy of a refused start, so that the next one gets further. Raises Broken."""
         if not end.error:
             raise Broken(str(end))
+        self._count(end)
+        if is_one_of(end.problem, [SLOW_START]):
+            return
         blamed = reasons_of(end.problem, self.tables)
         for table, reason in blamed:
             self.require_justified(reason, table)
             self._require_nothing_copied(reason)
-        self.refusals.append(end.problem)
-        if len(self.refusals) > _MOST:
-            raise Broken(f"every start is refused: {end}")
         if not self.checked():
             # The obstacle may be gone by now; then the next start is not refused for it.
             if end.problem in self._undone:
@@ -79,6 +79,11 @@ class Operator:
                 self.restart_from_scratch(table, end.problem)
         else:
             self._repair_or_leave_out(blamed[0][1])
+
+    def _count(self, end: End) -> None:
+        self.refusals.append(end.problem)
+        if len(self.refusals) > _MOST:
+            raise Broken(f"every start is refused: {end}")
 
     def _require_nothing_copied(self, reason: str) -> None:
         """Raise Broken if hidden rows of a table whose copy has begun refuse a start: only the copy should wait."""

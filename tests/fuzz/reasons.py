@@ -205,3 +205,7 @@ def without_text(table: str, column: str, bytes_: str, encoding: str) -> tuple[s
     none = f"has bytes {bytes.fromhex(bytes_).hex(' ')}, which are not a character in {encoding}"
     read = f'character with byte sequence {shown} in encoding "{encoding}" has no equivalent in encoding "UTF8"'
     return reason("{}", prefix + none), reason("PostgreSQL cannot read its rows: {} (SQLSTATE 22P05)", read)
+
+
+SLOW_START: Final = reason("PostgreSQL at {} was too slow to start a session: {}", ANY, ANY)
+"""A role's statement_timeout, in force until a session sets its own: no act's, and gone next time."""
