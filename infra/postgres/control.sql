@@ -141,5 +141,24 @@ CREATE TABLE IF NOT EXISTS headrace.failures (
     PRIMARY KEY (migration, run, failed_at)
 );
 
+-- What operators did, and why: written in the transaction of the action where that is one here. Never updated or deleted.
+-- A physical copy has its primary's rows; `id` tells that they are the same. `request` is one command or request, which
+-- may have several transactions.
+CREATE TABLE IF NOT EXISTS headrace.history (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    request uuid NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    action text NOT NULL,
+    subject text NOT NULL,  -- a migration, table, source or gitlab schema
+    actor text NOT NULL,
+    via text NOT NULL,
+    reason text,
+    details jsonb NOT NULL DEFAULT '{}',
+    role text NOT NULL DEFAULT session_user
+);
+CREATE INDEX IF NOT EXISTS history_at ON headrace.history (at);
+
 -- headrace trusts these tables: revoke what default privileges may have granted to every role.
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA headrace FROM PUBLIC;
+-- Not even their owner changes what is recorded, unless it grants itself the right to.
+REVOKE UPDATE, DELETE, TRUNCATE ON headrace.history FROM CURRENT_USER;

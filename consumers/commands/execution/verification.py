@@ -17,6 +17,7 @@ from consumers.runtime.completion import RowsLeft
 from infra.service import log
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
+from infra.state.history import Actor
 
 
 def verify_migration(config: Path | None, what: str, *, as_json: bool) -> None:
@@ -36,8 +37,8 @@ def verify_migration(config: Path | None, what: str, *, as_json: bool) -> None:
         raise WorkGivenUp(f"{what}: {given_up:,} were given up")
 
 
-def verify_rows(config: Path | None, what: str, database: str | None, *, repair: bool, as_json: bool) -> None:
-    """Run `headrace verify --rows` for a table, or for each of a migration."""
+def verify_rows(config: Path | None, what: str, database: str | None, *, repair: Actor | None, as_json: bool) -> None:
+    """Run `headrace verify --rows` for a table, or for each of a migration; `repair` is who wants it repaired."""
     settings = load_settings(config)
     log.configure(settings.log)
     if "." in what:
@@ -53,7 +54,7 @@ def verify_rows(config: Path | None, what: str, database: str | None, *, repair:
         from consumers.commands import display
 
         display.show_comparisons(found)
-    asked = sum(request_repair(settings, one) for one in found if not one.same) if repair else 0
+    asked = sum(request_repair(settings, one, repair) for one in found if not one.same) if repair else 0
     for one in found:
         if asked and not one.extra:
             print(f"{asked} rows will be re-snapshotted by the producer; then verify again", file=sys.stderr)
