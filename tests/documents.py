@@ -21,6 +21,7 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "down": models.Down,
     "finalize": models.Finalized,
     "guard": models.Guarded | models.Unguarded,
+    "history": models.Recorded,
     "migrations": models.Migrations,
     "new backfill": authoring.Added,
     "new migration": authoring.Written,

@@ -14,6 +14,7 @@ WAITING = [
     "dead-letters retry skip_resets",
     "finalize skip_resets",
     "guard gitlab_main --database main --yes",
+    "history",
     "init --acls --apply",
     "new backfill lower_names --table public.container_repositories --set name=lower(name) --where name<>lower(name)",
     "pause skip_resets",

@@ -10,8 +10,8 @@ import os
 import pwd
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -19,9 +19,10 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg.types.json import Jsonb
 
-from infra.postgres import table_format
+from infra.postgres import connect, table_format
 from infra.service import log
-from schemas.errors import UsageError
+from infra.settings.model import Settings
+from schemas.errors import DatabaseUnavailable, UsageError
 
 Connection = psycopg.Connection[Any]
 
@@ -162,9 +163,11 @@ def record_action(
 class HistoryEntry:
     """A recorded action; `at` is by the server's clock, and `role` is the session's role in the database.
 
-    `action` and `via` are texts, since a newer headrace may record others.
+    `action` and `via` are texts, since a newer headrace may record others. `database` is the one, by its name in the
+    settings, in which it was found.
     """
 
+    database: str
     id: UUID
     at: datetime
     action: str
@@ -176,9 +179,26 @@ class HistoryEntry:
     role: str
     request: UUID
 
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON has it, with the time in ISO 8601, UTC."""
+        return {
+            **asdict(self),
+            "id": str(self.id),
+            "request": str(self.request),
+            "at": self.at.astimezone(UTC).isoformat(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Actions, newest last; `missing` are the databases that did not answer, each with the reason."""
+
+    entries: Sequence[HistoryEntry]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
 
 def read_history(
-    connection: Connection, *, subject: str | None = None, since: datetime | None = None, limit: int = 1_000
+    connection: Connection, database: str, *, subject: str | None = None, since: datetime | None = None, limit: int
 ) -> list[HistoryEntry]:
     """Return the last `limit` actions, newest last: all, or those on `subject`, and from `since` on.
 
@@ -187,4 +207,26 @@ def read_history(
     if not table_format.present(connection) or connection.execute(_THERE).fetchone() != (True,):
         return []
     found = connection.execute(_READ, {"subject": subject, "since": since, "limit": limit}).fetchall()
-    return [HistoryEntry(*row) for row in reversed(found)]
+    return [HistoryEntry(database, *row) for row in reversed(found)]
+
+
+def whole_history(
+    settings: Settings, *, subject: str | None = None, since: datetime | None = None, limit: int
+) -> History:
+    """Return the last `limit` actions in all databases of the settings, as `read_history` does for one.
+
+    An action that a copy has from its primary is there once. Raises DatabaseUnavailable if no database answers.
+    """
+    found: dict[UUID, HistoryEntry] = {}
+    missing: dict[str, str] = {}
+    for name, section in settings.databases.items():
+        try:
+            with connect.session(section, name="history") as connection:
+                for entry in read_history(connection, name, subject=subject, since=since, limit=limit):
+                    found.setdefault(entry.id, entry)
+        except DatabaseUnavailable as error:
+            missing[name] = error.problem
+            if len(missing) == len(settings.databases):
+                raise
+    ordered = sorted(found.values(), key=lambda entry: (entry.at, entry.id))
+    return History(ordered[-limit:], missing)
