@@ -222,17 +222,17 @@ def verify(
         raise UsageError(
             "--repair needs --rows", remedy="without --rows there is nothing to repair: start the migration's consumer"
         )
-    if reason is not None and not repair:
-        raise UsageError("--reason needs --repair", remedy="without --repair nothing is changed")
+    from infra.state.history import operator
+
+    actor = operator(reason)
     if rows:
         from consumers.commands.execution.verification import verify_rows
-        from infra.state.history import operator
 
-        verify_rows(config, what, database, repair=operator(reason) if repair else None, as_json=as_json)
+        verify_rows(config, what, database, actor, repair=repair, as_json=as_json)
         return
     from consumers.commands.execution.verification import verify_migration
 
-    verify_migration(config, what, as_json=as_json)
+    verify_migration(config, what, actor, as_json=as_json)
 
 
 def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:

@@ -33,6 +33,8 @@ OWN_TABLES: Final = (
     TablePrivileges(HEADRACE, "dead_letters", _LEDGER),
     TablePrivileges(HEADRACE, "throttles", _LEDGER),
     TablePrivileges(HEADRACE, "failures", _LEDGER),
+    TablePrivileges(HEADRACE, "samples", ("SELECT", "INSERT", "DELETE")),
+    TablePrivileges(HEADRACE, "throttle_periods", ("SELECT", "INSERT", "DELETE")),
     TablePrivileges(*HISTORY, ("SELECT", "INSERT")),
 )
 """headrace's own tables that every consumer reads and writes."""

@@ -34,6 +34,8 @@ _TABLES: Final = (
     "dead_letters",
     "throttles",
     "failures",
+    "samples",
+    "throttle_periods",
     "history",
 )
 _LOCK: Final = 0x6865616472616365

@@ -141,6 +141,29 @@ CREATE TABLE IF NOT EXISTS headrace.failures (
     PRIMARY KEY (migration, run, failed_at)
 );
 
+-- The progress of a run over time: one row a minute while events are applied, older ones one an hour. For reports only.
+CREATE TABLE IF NOT EXISTS headrace.samples (
+    migration text NOT NULL,
+    run integer NOT NULL,
+    at timestamptz NOT NULL,
+    events bigint NOT NULL,
+    applied bigint NOT NULL,
+    skipped bigint NOT NULL,
+    dead_letters bigint NOT NULL,
+    rate double precision NOT NULL,
+    PRIMARY KEY (migration, run, at)
+);
+
+-- When a health indicator throttled a consumer, written when it no longer does. For reports only.
+CREATE TABLE IF NOT EXISTS headrace.throttle_periods (
+    migration text NOT NULL,
+    member text NOT NULL,
+    reason text NOT NULL,
+    since timestamptz NOT NULL,
+    until timestamptz NOT NULL
+);
+CREATE INDEX IF NOT EXISTS throttle_periods_until ON headrace.throttle_periods (migration, until);
+
 -- What operators did, and why: written in the transaction of the action where that is one here. Never updated or deleted.
 -- A physical copy has its primary's rows; `id` tells that they are the same. `request` is one command or request, which
 -- may have several transactions.

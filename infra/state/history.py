@@ -57,6 +57,8 @@ class OperatorAction(StrEnum):
     """Another rate or transaction time while it runs."""
     SCHEMA = "schema"
     """A step of a release that alters the table."""
+    VERIFY = "verify"
+    """Of a migration or a table, which only reads: recorded with what it found."""
     REPAIR = "repair"
     """Rows of a table that differed from its topic; the subject is the table."""
     SNAPSHOT = "snapshot"

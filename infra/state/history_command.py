@@ -68,7 +68,7 @@ def lines(entries: Sequence[HistoryEntry], width: int) -> Iterator[str]:
     for _, group in groupby(entries, key=lambda entry: (entry.request, entry.action, entry.subject)):
         same = list(group)
         last = same[-1]
-        what = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z  {last.action} {last.subject}{described(same)}"
+        what = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z {last.action} {last.subject}{described(same)}"
         yield from _folded(what, width, "")
         via = "" if last.via == "command" else f", {last.via}"
         yield from _folded(f"{last.actor} (role {last.role} in {last.database}{via})", width, "  ")
