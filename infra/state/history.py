@@ -38,7 +38,7 @@ _INSERT: Final = """
 _READ: Final = """
     SELECT id, at, action, subject, actor, via, reason, details, role, request
       FROM headrace.history
-     WHERE (%(subject)s::text IS NULL OR subject OPERATOR(pg_catalog.=) %(subject)s)
+     WHERE (%(subjects)s::text[] IS NULL OR subject OPERATOR(pg_catalog.=) ANY (%(subjects)s))
        AND (%(since)s::timestamptz IS NULL OR at OPERATOR(pg_catalog.>=) %(since)s)
      ORDER BY at DESC, id LIMIT %(limit)s
 """
@@ -200,20 +200,25 @@ class History:
 
 
 def read_history(
-    connection: Connection, database: str, *, subject: str | None = None, since: datetime | None = None, limit: int
+    connection: Connection,
+    *,
+    database: str = "",
+    subjects: Sequence[str] = (),
+    since: datetime | None = None,
+    limit: int = 1_000,
 ) -> list[HistoryEntry]:
-    """Return the last `limit` actions, newest last: all, or those on `subject`, and from `since` on.
+    """Return the last `limit` actions, newest last: all, or those on one of `subjects`, and from `since` on.
 
-    Empty where the table is missing. Raises NewerFormat.
+    `database` is what the entries have as theirs. Empty where the table is missing. Raises NewerFormat.
     """
     if not table_format.present(connection) or connection.execute(_THERE).fetchone() != (True,):
         return []
-    found = connection.execute(_READ, {"subject": subject, "since": since, "limit": limit}).fetchall()
+    found = connection.execute(_READ, {"subjects": list(subjects) or None, "since": since, "limit": limit}).fetchall()
     return [HistoryEntry(database, *row) for row in reversed(found)]
 
 
 def whole_history(
-    settings: Settings, *, subject: str | None = None, since: datetime | None = None, limit: int
+    settings: Settings, *, subjects: Sequence[str] = (), since: datetime | None = None, limit: int = 1_000
 ) -> History:
     """Return the last `limit` actions in all databases of the settings, as `read_history` does for one.
 
@@ -224,7 +229,7 @@ def whole_history(
     for name, section in settings.databases.items():
         try:
             with connect.session(section, name="history") as connection:
-                for entry in read_history(connection, name, subject=subject, since=since, limit=limit):
+                for entry in read_history(connection, database=name, subjects=subjects, since=since, limit=limit):
                     found.setdefault(entry.id, entry)
         except DatabaseUnavailable as error:
             missing[name] = error.problem

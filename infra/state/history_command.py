@@ -9,12 +9,12 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from infra.cli.options import Config, Json
+from infra.state.history_text import described, together
 from schemas.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def history(
 
     begin = None if since is None else _moment(since, datetime.now(UTC))
     settings = load_settings(config)
-    found = whole_history(settings, subject=name, since=begin, limit=limit)
+    found = whole_history(settings, subjects=[name] if name else [], since=begin, limit=limit)
     for database, problem in found.missing.items():
         print(f"without database {database}: {printable(problem)}", file=sys.stderr)
     if as_json:
@@ -65,32 +65,15 @@ def history(
 
 def lines(entries: Sequence[HistoryEntry], width: int) -> Iterator[str]:
     """Yield the lines of entries: what and when, then by whom and why; those of one command on one subject together."""
-    for _, group in groupby(entries, key=lambda entry: (entry.request, entry.action, entry.subject)):
-        same = list(group)
+    for same in together(entries):
         last = same[-1]
-        what = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z {last.action} {last.subject}{described(same)}"
+        details = f" ({text})" if (text := described(same)) else ""
+        what = f"{last.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z {last.action} {last.subject}{details}"
         yield from _folded(what, width, "")
         via = "" if last.via == "command" else f", {last.via}"
         yield from _folded(f"{last.actor} (role {last.role} in {last.database}{via})", width, "  ")
         if last.reason:
             yield from _folded(f"why: {last.reason}", width, "  ")
-
-
-def described(same: Sequence[HistoryEntry]) -> str:
-    """Return the details of entries of one command on one subject, in parentheses; empty without any."""
-    if len(same) == 1:
-        parts = [f"{key} {_text(value)}" for key, value in same[0].details.items() if value not in (None, {}, False)]
-    else:
-        # Such as the dead letters that one command retried.
-        outcomes = [str(entry.details.get("outcome") or entry.details.get("step") or "done") for entry in same]
-        parts = [f"{outcomes.count(each):,} {each}" for each in dict.fromkeys(outcomes)]
-    return f" ({', '.join(parts)})" if parts else ""
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{key} {_text(each)}" for key, each in value.items())
-    return " ".join(map(_text, value)) if isinstance(value, list) else str(value)
 
 
 def _folded(text: str, width: int, indent: str) -> list[str]:

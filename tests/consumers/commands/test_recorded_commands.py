@@ -114,12 +114,12 @@ def test_killed_command_leaves_neither_its_change_nor_its_record(
         process.communicate()
     until(gone, "the session of the killed command has ended")
     assert connection.execute(command.changes.encode()).fetchall() == before
-    assert read_history(connection, "main", limit=10) == []
+    assert read_history(connection, limit=10) == []
 
     ended = shell.run(*command.words.split(), "--reason", "CHG-7")
     assert ended.code == 0, ended.err
     assert connection.execute(command.changes.encode()).fetchall() != before
-    (entry, *others) = read_history(connection, "main", limit=10)
+    (entry, *others) = read_history(connection, limit=10)
     assert (entry.action, entry.actor, entry.reason) == (command.action, operator().name, "CHG-7")
     assert tuple(sorted(entry.details)) == tuple(sorted(command.details))
     assert {each.request for each in others} <= {entry.request}

@@ -53,7 +53,7 @@ def test_action_is_recorded_with_its_transaction_by_the_servers_clock(connection
         record_action(connection, OperatorAction.SWITCHOVER, ["b", "c"], Actor("ops", via=Via.CONSOLE))
     with connection.transaction(force_rollback=True):
         record_action(connection, OperatorAction.PAUSE, ["a"], ALICE)
-    first, *others = read_history(connection, "main", limit=10)
+    first, *others = read_history(connection, database="main", limit=10)
     assert (first.database, first.action, first.subject, first.actor, first.via, first.reason, dict(first.details)) == (
         "main", "retry", "a", "alice@here", "command", "see CHG-7", {"event": "main/t/0/1"}
     )  # fmt: skip
@@ -70,9 +70,9 @@ def test_action_is_recorded_with_its_transaction_by_the_servers_clock(connection
 def test_history_is_limited_to_the_newest_a_subject_and_a_time(connection: psycopg.Connection) -> None:
     for number in range(3):
         record_action(connection, OperatorAction.PAUSE, ["a", "b"], ALICE, number=number)
-    entries = read_history(connection, "main", subject="a", limit=2)
+    entries = read_history(connection, database="main", subjects=["a"], limit=2)
     assert [(each.subject, each.details["number"]) for each in entries] == [("a", 1), ("a", 2)]
-    since = read_history(connection, "main", since=entries[1].at, limit=10)
+    since = read_history(connection, database="main", since=entries[1].at, limit=10)
     assert [each.details["number"] for each in since if each.subject == "a"] == [2]
 
 
@@ -92,7 +92,7 @@ def test_not_even_the_owner_of_the_table_changes_what_is_recorded(database: Data
                     owner.execute(statement)
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 owner.execute("TRUNCATE headrace.history")
-            assert [each.actor for each in read_history(owner, "main", limit=9)] == ["alice@here"]
+            assert [each.actor for each in read_history(owner, limit=9)] == ["alice@here"]
     finally:
         superuser.execute(sql.SQL("DROP OWNED BY {0} CASCADE; DROP ROLE {0}").format(role))
 
@@ -105,10 +105,10 @@ def test_table_of_an_older_headrace_is_missing_until_a_service_starts(connection
     assert [(each["event"], each["action"], each["actor"]) for each in lines] == [
         ("action not recorded", "switchover", "alice@here")
     ]
-    assert read_history(connection, "main", limit=9) == []
+    assert read_history(connection, database="main", limit=9) == []
     ensure_control_schema(connection, "main", ["gitlab_main"])
     record_action(connection, OperatorAction.SWITCHOVER, ["a"], ALICE)
-    assert len(read_history(connection, "main", limit=9)) == 1
+    assert len(read_history(connection, database="main", limit=9)) == 1
 
 
 @pytest.mark.stack

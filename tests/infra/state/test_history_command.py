@@ -52,7 +52,7 @@ def test_entries_of_one_command_are_one() -> None:
         "  alice@here (role headrace in main)",
         "2026-01-31 12:00:00Z switchover gitlab_ci (1 close, 1 open)",
         "  alice@here (role headrace in main)",
-        "2026-01-31 12:00:00Z retry skip_resets (taken_up 4)",
+        "2026-01-31 12:00:00Z retry skip_resets (taken up 4)",
         "  alice@here (role headrace in main)",
     ]
 
