@@ -337,6 +337,13 @@ class Recorded(Document):
     missing: list[MissingDatabase]
 
 
+class Reported(Document):
+    migration: str
+    database: str
+    run: int
+    file: str
+
+
 class SwitchoverStep(Document):
     name: str
     what: str

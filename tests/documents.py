@@ -27,6 +27,7 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "new migration": authoring.Written,
     "pause": models.Paused,
     "replay": models.Replay,
+    "report": models.Reported,
     "resume": models.Paused,
     "route": models.Route,
     "schema backfill": models.Filled | models.Withdrawn,

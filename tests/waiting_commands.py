@@ -20,6 +20,7 @@ WAITING = [
     "pause skip_resets",
     "produce main",
     "replay skip_resets",
+    "report skip_resets",
     "resume skip_resets",
     "route github.com/a/b --database main",
     "schema expand status_backfills",

@@ -165,7 +165,7 @@ CREATE TABLE IF NOT EXISTS headrace.throttle_periods (
 CREATE INDEX IF NOT EXISTS throttle_periods_until ON headrace.throttle_periods (migration, until);
 
 -- What operators did, and why: written in the transaction of the action where that is one here. Never updated or deleted.
--- A physical copy has its primary's rows; `id` tells that they are the same. `request` is one command or request, which
+-- A physical copy has its primary's rows; they have the same `id`. `request` is one command or request, which
 -- may have several transactions.
 CREATE TABLE IF NOT EXISTS headrace.history (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),

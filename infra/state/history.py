@@ -1,7 +1,7 @@
 """Records who did what to a migration or source, when and why, in `headrace.history` of the database concerned.
 
 An action that is a transaction there is recorded in that transaction: if the process is killed, both are there or
-neither. One that is none, such as a promotion, is recorded right after it. Roles may only add to the table.
+neither. Anything else, such as a promotion, is recorded right after it. Roles may only add to the table.
 """
 
 from __future__ import annotations

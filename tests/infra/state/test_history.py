@@ -1,4 +1,4 @@
-"""Who did what: one row an action, which no role changes afterwards, from all databases of the settings."""
+"""Records of actions: one row each, which no role changes afterwards, from all databases of the settings."""
 
 from __future__ import annotations
 
