@@ -226,7 +226,9 @@ class _Reading:
         samples = [Sample(*each) for each in self._of("samples", _SAMPLES, run)]
         began = recorded_of_run["started"] or _moment_of_replay(history, run) or (samples[0].at if samples else None)
         end = now if current else _moment_of_replay(history, run + 1) or updated
-        actions = [each for each in history.entries if (began is None or each.at >= began) and each.at <= end]
+        actions = [
+            each for each in history.entries if (began is None or each.at >= began) and (current or each.at < end)
+        ]
         window = {"name": self._name, "begin": began or end, "end": end}
         at = {Place(topic, partition): next_ for topic, partition, next_ in self._of("progress", _OFFSETS, run)}
         ends = topics_now.ends
@@ -288,7 +290,7 @@ class _Reading:
     def _one(self, query: LiteralString, *run: int) -> tuple[Any, ...]:
         row = self._connection.execute(query, (self._name, *run) if run else None).fetchone()
         assert row is not None
-        return row
+        return tuple(row)
 
     def _periods(self, window: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         if "throttle_periods" not in self._there:

@@ -72,6 +72,7 @@ class Applying:
         self._rates: dict[Place, Rate] = {}
         self._rest = 0.0
         self._latency = EffectLatency(parts.migration.name)
+        self._traces = parts.traces
         self._samples = Samples(parts.migration.name)
         self._impatient = False
         self._generation = 0
@@ -234,6 +235,8 @@ class Applying:
         took = time.monotonic() - started
         metrics.TRANSACTION_TIME.labels(self._migration.name).observe(took)
         self._latency.observe(sub_batch)
+        if self._traces is not None:
+            self._traces.applied(sub_batch, self.run, applied, took)
         self._rest = self._pacing.done(len(sub_batch.changes), took)
         self._failing.applied(applied)
         self._count(sub_batch, applied)

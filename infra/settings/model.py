@@ -35,6 +35,7 @@ from infra.settings.registry_settings import HIDDEN, RegistrySettings
 from infra.settings.section import NAME_PATTERN, Name, Section
 from infra.settings.storage_settings import STORAGE, STORAGE_WORDS, StorageName, VirtualStorageSettings
 from infra.settings.table_patterns import EVERY_TABLE, ambiguous
+from infra.settings.traces_settings import TracesSettings
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -273,6 +274,8 @@ class Settings(Section):
     """The Prometheus endpoint of a service."""
     log: LogSettings = LogSettings()
     """The program's own log."""
+    traces: TracesSettings = TracesSettings()
+    """OpenTelemetry traces of consumers' transactions."""
     databases: dict[Name, DatabaseSettings] = Field(default_factory=dict)
     """The databases by name; each is a source and, for its migrations, the target."""
     virtual_storages: dict[StorageName, VirtualStorageSettings] = Field(default_factory=dict)

@@ -69,7 +69,7 @@ def test_facts_of_the_last_run_and_of_an_earlier_one(
     last = gather_facts(settings, migration, "main")
     assert (last.run, last.state, last.run_reason, last.remaining.exact) == (2, "caught_up", "replay", 0)
     assert (last.events, last.last.applied, last.last.skipped) == (100, 1, 99)
-    assert (last.passed, last.end_sum, last.partitions) == (102, 102, 4) or last.passed == last.end_sum
+    assert (last.passed, last.partitions) == (last.end_sum, 4)
     assert last.skip_reasons == {"already up to date": 99}
     assert [each.action for each in last.actions] == ["replay"]
     assert (last.throttled, last.paused, last.open_dead_letters) == ([], [], [])
