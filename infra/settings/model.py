@@ -35,7 +35,6 @@ from infra.settings.registry_settings import HIDDEN, RegistrySettings
 from infra.settings.section import NAME_PATTERN, Name, Section
 from infra.settings.storage_settings import STORAGE, STORAGE_WORDS, StorageName, VirtualStorageSettings
 from infra.settings.table_patterns import EVERY_TABLE, ambiguous
-from infra.settings.traces_settings import TracesSettings
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -124,6 +123,15 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged; `--verbose` logs everything, whatever this says."""
+
+
+class TracesSettings(Section):
+    """OpenTelemetry traces of consumers' transactions; needs the extra `traces`."""
+
+    sample: float = Field(default=0.0, ge=0, le=1)
+    """The share of source transactions whose effects are traced, up to 1; 0: no traces."""
+    endpoint: str = Field(default="", pattern=r"^($|https?://)")
+    """OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says."""
 
 
 class SnapshotSettings(Section):
