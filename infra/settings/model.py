@@ -350,16 +350,7 @@ class Settings(Section):
         switch = os.environ.get(f"HEADRACE_{name.upper()}_ENABLED")
         if switch is None:
             return section
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
+        words = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
         if switch.strip().lower() not in words:
             raise SettingsError(
                 f"HEADRACE_{name.upper()}_ENABLED is {switch!r}",
