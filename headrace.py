@@ -105,6 +105,8 @@ COMMANDS: Final = {
     "verify": ("Count the rows that a migration has left to change.", "consumers.commands.consume:verify"),
     "finalize": ("Run a consumer until the migration is complete.", "consumers.commands.consume:finalize"),
     "cleanup": ("List or remove records that a switchover left behind.", "consumers.commands.cleanup_command:cleanup"),
+    "history": ("Show what operators did, and why.", "infra.state.history_command:history"),
+    "report": ("Write a report of a run as one HTML file.", "consumers.commands.report_command:report"),
     "place": ("Print the gitserver node of each repository.", "consumers.commands.place_command:place"),
     "route": ("Print the nodes to ask for a repository, in order.", "consumers.commands.route_command:route"),
     "schema-registry": (

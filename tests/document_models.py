@@ -313,6 +313,37 @@ class Requested(Document):
     answer: str
 
 
+class HistoryEntry(Document):
+    id: str
+    request: str
+    at: str
+    database: str
+    action: str
+    subject: str
+    actor: str
+    via: str
+    reason: str | None
+    details: dict[str, Any]
+    role: str
+
+
+class MissingDatabase(Document):
+    database: str
+    problem: str
+
+
+class Recorded(Document):
+    entries: list[HistoryEntry]
+    missing: list[MissingDatabase]
+
+
+class Reported(Document):
+    migration: str
+    database: str
+    run: int
+    file: str
+
+
 class SwitchoverStep(Document):
     name: str
     what: str

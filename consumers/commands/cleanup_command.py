@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.options import Config, Json, Yes
+from infra.cli.options import Config, Json, Reason, Yes
 
 if TYPE_CHECKING:
     from consumers.operations.cleanup import StaleRecord
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def cleanup(
     database: Annotated[str, typer.Argument(metavar="DATABASE", help="A [databases.NAME] of the settings.")],
     config: Config = None,
+    reason: Reason = None,
     json: Json = False,
     yes: Yes = False,
 ) -> None:
@@ -29,9 +30,11 @@ def cleanup(
     """
     from consumers.operations.cleanup import remove, stale_records
     from infra.settings.file import load_settings
+    from infra.state.history import operator
 
+    actor = operator(reason)
     settings = load_settings(config)
-    removed = remove(settings, database) if yes else []
+    removed = remove(settings, database, actor) if yes else []
     left = stale_records(settings, database)
     if json:
         typer.echo(jsonlib.dumps({"removed": [asdict(each) for each in removed], "stale": [asdict(e) for e in left]}))

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from infra.cli.options import Config, Json
+from infra.cli.options import Config, Json, Reason
 from schemas.errors import UsageError
 
 MigrationArgument = Annotated[
@@ -84,7 +84,7 @@ def status(
         display.show_status(found)
 
 
-def pause(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
+def pause(migration: MigrationArgument, reason: Reason = None, as_json: Json = False, config: Config = None) -> None:
     """Pause a migration; its consumers stay and wait.
 
         headrace pause skip_resets
@@ -93,16 +93,18 @@ def pause(migration: MigrationArgument, as_json: Json = False, config: Config = 
     """
     from consumers.commands.execution.named_migration import named_migration
     from consumers.operations import pauses
+    from infra.state.history import operator
 
+    actor = operator(reason)
     settings, kind, database = named_migration(migration, config)
-    pauses.set_paused(settings, kind, database, True)
+    pauses.set_paused(settings, kind, database, True, actor=actor)
     if as_json:
         print(json.dumps({"migration": migration, "database": database, "paused": True}))
     else:
         print(f"{migration} is paused; resume it with: headrace resume {migration}")
 
 
-def resume(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:
+def resume(migration: MigrationArgument, reason: Reason = None, as_json: Json = False, config: Config = None) -> None:
     """Resume a paused or failed migration.
 
         headrace resume skip_resets
@@ -111,9 +113,11 @@ def resume(migration: MigrationArgument, as_json: Json = False, config: Config =
     """
     from consumers.commands.execution.named_migration import named_migration
     from consumers.operations import pauses
+    from infra.state.history import operator
 
+    actor = operator(reason)
     settings, kind, database = named_migration(migration, config)
-    pauses.set_paused(settings, kind, database, False)
+    pauses.set_paused(settings, kind, database, False, actor=actor)
     if as_json:
         print(json.dumps({"migration": migration, "database": database, "paused": False}))
     else:
@@ -142,6 +146,7 @@ def replay(
         list[str] | None,
         typer.Option("--keys", metavar="VALUE[,VALUE...]", help="Like --where, for a key of one column."),
     ] = None,
+    reason: Reason = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -156,26 +161,18 @@ def replay(
     from consumers.operations.replay import replay as begin_replay
     from consumers.operations.start_offsets import parse_start
     from consumers.planning.key_selection import parse_selection
+    from infra.state.history import operator
 
+    actor = operator(reason)
     settings, kind, database = named_migration(migration, config)
-    begun = begin_replay(
-        settings, kind, database, start=parse_start(start), selection=parse_selection(where or [], keys or [])
-    )
+    selection = parse_selection(where or [], keys or [])
+    begun = begin_replay(settings, kind, database, start=parse_start(start), selection=selection, actor=actor)
     if as_json:
         starts = [
             {"topic": place.topic, "partition": place.partition, "offset": at} for place, at in begun.starts.items()
         ]
-        print(
-            json.dumps(
-                {
-                    "migration": migration,
-                    "run": begun.run,
-                    "partitions": len(begun.starts),
-                    "starts": starts,
-                    "selection": begun.selection,
-                }
-            )
-        )
+        counts = {"run": begun.run, "partitions": len(begun.starts)}
+        print(json.dumps({"migration": migration, **counts, "starts": starts, "selection": begun.selection}))
     else:
         print(f"{migration} is at run {begun.run}; apply it with: headrace consume {migration}")
 
@@ -194,6 +191,7 @@ def verify(
     database: Annotated[
         str | None, typer.Option("--database", help="With --rows: the source, if several capture the table.")
     ] = None,
+    reason: Reason = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -209,14 +207,17 @@ def verify(
         raise UsageError(
             "--repair needs --rows", remedy="without --rows there is nothing to repair: start the migration's consumer"
         )
+    from infra.state.history import operator
+
+    actor = operator(reason)
     if rows:
         from consumers.commands.execution.verification import verify_rows
 
-        verify_rows(config, what, database, repair=repair, as_json=as_json)
+        verify_rows(config, what, database, actor, repair=repair, as_json=as_json)
         return
     from consumers.commands.execution.verification import verify_migration
 
-    verify_migration(config, what, as_json=as_json)
+    verify_migration(config, what, actor, as_json=as_json)
 
 
 def finalize(migration: MigrationArgument, as_json: Json = False, config: Config = None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.options import Config, Json, Yes
+from infra.cli.options import Config, Json, Reason, Yes
 from schemas.errors import HeadraceError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def retry(
     migration: MigrationName,
     events: EventNames = None,
     database: Database = None,
+    reason: Reason = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
@@ -103,7 +104,9 @@ def retry(
     from consumers.operations import catalog
     from infra.service import log
     from infra.service.signals import stop_on_signals
+    from infra.state.history import operator
 
+    actor = operator(reason)
     settings = _settings(config, migration, database)
     log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
@@ -113,8 +116,8 @@ def retry(
     made = kind.configure(settings.migration(migration))
     with stop_on_signals() as stop, _denials_named(settings, kind, target):
         wanted = sorted(given_up & set(events) if events else given_up)
-        result = retry_entries(settings, made, target, named, stop) if named or not events else Settled()
-        taken = take_up(settings, made, target, wanted) if wanted else 0
+        result = retry_entries(settings, made, target, named, stop, actor=actor) if named or not events else Settled()
+        taken = take_up(settings, made, target, wanted, actor) if wanted else 0
     if as_json:
         print(json.dumps({"migration": migration, **dataclasses.asdict(result), "taken_up": taken}))
     else:
@@ -139,6 +142,7 @@ def discard(
     events: EventNames = None,
     everything: Annotated[bool, typer.Option("--all", help="Discard all dead letters.")] = False,
     database: Database = None,
+    reason: Reason = None,
     yes: Yes = False,
     as_json: Json = False,
     config: Config = None,
@@ -159,7 +163,9 @@ def discard(
     from consumers.operations import catalog
     from infra.service import log
     from infra.service.signals import stop_on_signals
+    from infra.state.history import operator
 
+    actor = operator(reason)
     settings = _settings(config, migration, database)
     log.configure(settings.log)
     kind = catalog.migration_class(settings, migration)
@@ -169,7 +175,8 @@ def discard(
     if entries and not yes:
         typer.confirm(f"Discard {len(entries)} dead letters of {migration} for good?", abort=True, err=True)
     with stop_on_signals() as stop, _denials_named(settings, kind, target):
-        result = discard_entries(settings, kind.configure(settings.migration(migration)), target, entries, stop)
+        made = kind.configure(settings.migration(migration))
+        result = discard_entries(settings, made, target, entries, stop, actor=actor)
     if as_json:
         print(json.dumps({"migration": migration, **dataclasses.asdict(result)}))
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.options import Config, Json, Yes
+from infra.cli.options import Config, Json, Reason, Yes
 
 app = typer.Typer(
     help="""Add a NOT NULL column without blocking, in three releases.
@@ -25,7 +25,14 @@ Down = Annotated[bool, typer.Option("--down", help="Undo the release.")]
 
 
 @app.command()
-def expand(migration: Name, down: Down = False, yes: Yes = False, as_json: Json = False, config: Config = None) -> None:
+def expand(
+    migration: Name,
+    down: Down = False,
+    reason: Reason = None,
+    yes: Yes = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
     """Add the nullable column and its checks.
 
         headrace schema expand status_backfills
@@ -36,11 +43,13 @@ def expand(migration: Name, down: Down = False, yes: Yes = False, as_json: Json 
     """
     from consumers.commands.execution import releases
 
-    releases.expand(migration, config, down=down, yes=yes, as_json=as_json)
+    releases.expand(migration, config, down=down, yes=yes, reason=reason, as_json=as_json)
 
 
 @app.command()
-def backfill(migration: Name, down: Down = False, as_json: Json = False, config: Config = None) -> None:
+def backfill(
+    migration: Name, down: Down = False, reason: Reason = None, as_json: Json = False, config: Config = None
+) -> None:
     """Fill the column in every row.
 
         headrace schema backfill status_backfills
@@ -52,11 +61,13 @@ def backfill(migration: Name, down: Down = False, as_json: Json = False, config:
     """
     from consumers.commands.execution import releases
 
-    releases.backfill(migration, config, down=down, as_json=as_json)
+    releases.backfill(migration, config, down=down, reason=reason, as_json=as_json)
 
 
 @app.command()
-def contract(migration: Name, down: Down = False, as_json: Json = False, config: Config = None) -> None:
+def contract(
+    migration: Name, down: Down = False, reason: Reason = None, as_json: Json = False, config: Config = None
+) -> None:
     """Forbid rows without a value.
 
         headrace schema contract status_backfills
@@ -67,4 +78,4 @@ def contract(migration: Name, down: Down = False, as_json: Json = False, config:
     """
     from consumers.commands.execution import releases
 
-    releases.contract(migration, config, down=down, as_json=as_json)
+    releases.contract(migration, config, down=down, reason=reason, as_json=as_json)

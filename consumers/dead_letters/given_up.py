@@ -19,6 +19,7 @@ from consumers.ledger.progress import LOCALLY_DURABLE, Ledger
 from infra.postgres import connect
 from infra.postgres.control import tables_made
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, record_action
 from schemas.errors import HeadraceError
 
 
@@ -67,7 +68,9 @@ def read_given_up(settings: Settings, migration: Migration, database: str) -> li
         return [GivenUp(*row) for row in contract_checks.given_up(migration, cursor)]
 
 
-def take_up(settings: Settings, migration: Migration, database: str, names: Sequence[str]) -> int:
+def take_up(
+    settings: Settings, migration: Migration, database: str, names: Sequence[str], actor: Actor | None = None
+) -> int:
     """Make consumers retry `names`, and return how many there were. Idempotent.
 
     Raises OwnershipMoved or Paused as an apply transaction does, with nothing changed.
@@ -87,6 +90,7 @@ def take_up(settings: Settings, migration: Migration, database: str, names: Sequ
             if taken:
                 # There is work again: a consumer that starts must not find the migration complete.
                 cursor.execute("UPDATE headrace.migrations SET completed_at = NULL WHERE name = %s", (migration.name,))
+                record_action(connection, OperatorAction.RETRY, [migration.name], actor, taken_up=taken)
             return taken
 
 

@@ -35,6 +35,7 @@ from infra.postgres import connect
 from infra.postgres.control import ensure_control_schema
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, operator, record_action
 from schemas.errors import UsageError
 from schemas.topics import dead_letters_topic
 
@@ -110,7 +111,13 @@ def chosen(migration: str, entries: Sequence[Entry], names: Sequence[str]) -> li
 
 
 def retry(
-    settings: Settings, migration: Migration, database: str, names: Sequence[str], stopping: threading.Event
+    settings: Settings,
+    migration: Migration,
+    database: str,
+    names: Sequence[str],
+    stopping: threading.Event,
+    *,
+    actor: Actor | None = None,
 ) -> Settled:
     """Decide and apply dead letters again, each in its own transaction; those that fail again stay dead letters.
 
@@ -129,14 +136,21 @@ def retry(
         lambda entries: chosen(migration.name, entries, names),
         stopping,
         lambda entry: (lost, None) if entry.value is None else planner.judge(entry.value),
+        actor,
     )
 
 
 def discard(
-    settings: Settings, migration: Migration, database: str, entries: Sequence[Entry], stopping: threading.Event
+    settings: Settings,
+    migration: Migration,
+    database: str,
+    entries: Sequence[Entry],
+    stopping: threading.Event,
+    *,
+    actor: Actor | None = None,
 ) -> Settled:
     """Discard dead letters, and count them as skipped. Idempotent. Raises as `retry` does."""
-    return _settle_all(settings, migration, database, lambda _: list(entries), stopping, None)
+    return _settle_all(settings, migration, database, lambda _: list(entries), stopping, None, actor)
 
 
 def _settle_all(
@@ -146,6 +160,7 @@ def _settle_all(
     choose: Callable[[Sequence[Entry]], list[Entry]],
     stopping: threading.Event,
     decide: Callable[[Entry], Judgement] | None,
+    actor: Actor | None,
 ) -> Settled:
     result = Settled()
     with _target(settings, migration, database, stopping) as target:
@@ -164,7 +179,7 @@ def _settle_all(
                 entry for entry in kept if entry.identity in old
             )
             target.ask(lambda connection: dead_letter_rows.forget(connection, migration.name, old))
-        settler = _Settler(migration, database, run, decide, lock)
+        settler = _Settler(migration, database, run, decide, lock, actor or operator())
         outcomes: dict[Identity, tuple[str, Outcome, str]] = {}
         pending = choose(dead_letter_rows.entries_of(rows, kept))
         while pending:
@@ -194,7 +209,9 @@ class _Settler:
         run: int,
         decide: Callable[[Entry], Judgement] | None,
         lock: Exclusion,
+        actor: Actor,
     ) -> None:
+        self._actor = actor
         self._migration = migration
         self._database = database
         self._run = run
@@ -261,9 +278,16 @@ class _Settler:
         }
         cursor.execute(_RECOUNT, counted)
         cursor.execute(_DISCOUNT, counted)
-        if applied:
-            return Outcome.APPLIED, ""
-        return (Outcome.UNNEEDED if self._decide else Outcome.DISCARDED), reason
+        outcome = Outcome.APPLIED if applied else Outcome.UNNEEDED if self._decide else Outcome.DISCARDED
+        record_action(
+            cursor.connection,
+            OperatorAction.RETRY if self._decide else OperatorAction.DISCARD,
+            [self._migration.name],
+            self._actor,
+            event=entry.name,
+            outcome=outcome.value,
+        )
+        return outcome, "" if applied else reason
 
 
 def _tally(result: Settled, name: str, outcome: Outcome, reason: str) -> None:

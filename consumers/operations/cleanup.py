@@ -16,6 +16,7 @@ from infra.postgres import connect
 from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.postgres.control import require_name, require_prefix
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, record_action
 from schemas.errors import OwnershipMoved
 
 _STALE: Final = """
@@ -35,7 +36,7 @@ SELECT c.relname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = 'headrace' AND c.relkind = 'r' AND a.attname = 'migration' AND NOT a.attisdropped
 """
-"""Every table of headrace's with rows of a migration has a column of this name."""
+"""Every table of headrace's with rows of a migration has a column of this name; the history, which stays, has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
     return records
 
 
-def remove(settings: Settings, database: str) -> list[StaleRecord]:
+def remove(settings: Settings, database: str, actor: Actor | None = None) -> list[StaleRecord]:
     """Remove the records that need not be kept, and return them. Idempotent.
 
     Never touches what `database` owns: ownership is checked again under its lock, in the transaction that removes.
@@ -80,6 +81,7 @@ def remove(settings: Settings, database: str) -> list[StaleRecord]:
             statement = sql.SQL("DELETE FROM {} WHERE migration = ANY(%s)").format(sql.Identifier("headrace", table))
             connection.execute(statement, (names,))
         connection.execute("DELETE FROM headrace.migrations WHERE name = ANY(%s)", (names,))
+        record_action(connection, OperatorAction.CLEANUP, names, actor)
     return [wanted[name] for name in names]
 
 

@@ -11,6 +11,7 @@ from infra.postgres import connect
 from infra.postgres.advisory_locks import exclude, holders, migration_key
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, record_action
 from schemas.errors import HeadraceError
 
 PATIENCE_SECONDS: Final = 10.0
@@ -26,9 +27,15 @@ class StillUnderWay(HeadraceError):
 
 
 def set_paused(
-    settings: Settings, migration: type[Migration], database: str, paused: bool, seconds: float = PATIENCE_SECONDS
+    settings: Settings,
+    migration: type[Migration],
+    database: str,
+    paused: bool,
+    seconds: float = PATIENCE_SECONDS,
+    *,
+    actor: Actor | None = None,
 ) -> None:
-    """Pause or resume every consumer of `migration`. Idempotent.
+    """Pause or resume every consumer of `migration`, and record who did. Idempotent.
 
     After its commit no transaction begins that writes. When this returns after pausing, none is in progress either:
     it raises StillUnderWay, which names the sessions, if one takes longer than `seconds`; the migration is paused even
@@ -41,13 +48,17 @@ def set_paused(
         connection.execute("SET synchronous_commit = local")
         connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{max(1, int(seconds * 1000))}ms",))
         try:
-            connection.execute(
-                "INSERT INTO headrace.migrations AS m (name, gitlab_schema, paused)"
-                " VALUES (%(name)s, %(schema)s, %(paused)s)"
-                " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused,"
-                " failed = CASE WHEN excluded.paused THEN m.failed END",
-                {"name": migration.name, "schema": migration.gitlab_schema, "paused": paused},
-            )
+            with connection.transaction():
+                connection.execute(
+                    "INSERT INTO headrace.migrations AS m (name, gitlab_schema, paused)"
+                    " VALUES (%(name)s, %(schema)s, %(paused)s)"
+                    " ON CONFLICT (name) DO UPDATE SET paused = excluded.paused,"
+                    " failed = CASE WHEN excluded.paused THEN m.failed END",
+                    {"name": migration.name, "schema": migration.gitlab_schema, "paused": paused},
+                )
+                record_action(
+                    connection, OperatorAction.PAUSE if paused else OperatorAction.RESUME, [migration.name], actor
+                )
         except psycopg.errors.LockNotAvailable:
             raise Locked(
                 f"cannot {'pause' if paused else 'resume'} {migration.name}: another session holds a lock on its row of"

@@ -23,6 +23,7 @@ from infra.postgres.advisory_locks import exclude, migration_key
 from infra.postgres.control import ensure_control_schema
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, record_action
 from schemas.errors import Refused, UsageError
 from schemas.positions import Offset
 from schemas.topics import group_name
@@ -51,6 +52,7 @@ def replay(
     start: Start = Beginning(),  # noqa: B008 - frozen
     selection: Mapping[str, Sequence[str]] | None = None,
     reason: str = "replay",
+    actor: Actor | None = None,
 ) -> Replay:
     """Start a new run of `migration` at `start`; the next consumer to start applies it.
 
@@ -85,6 +87,11 @@ def replay(
                     "INSERT INTO headrace.selections (migration, run, selection) VALUES (%s, %s, %s)",
                     (migration.name, run, Jsonb(limits)),
                 )
+            # What is selected is in headrace.selections, and may be long.
+            values = {column: len(of_column) for column, of_column in limits.items()}
+            record_action(
+                connection, OperatorAction.REPLAY, [migration.name], actor, run=run, start=str(start), selected=values
+            )
             # Kafka refuses this if a consumer joined meanwhile; then the run is rolled back too.
             move_offsets(settings.kafka, group, starts)
     return Replay(migration.name, run, starts, limits)

@@ -13,7 +13,7 @@ from consumers.contract.migration import Migration
 from consumers.delivery.topics import WALKED, source_topics
 from consumers.operations import catalog
 from infra.kafka import clients
-from infra.postgres.control import OWNERSHIP, tables_made
+from infra.postgres.control import HISTORY, OWNERSHIP, tables_made
 from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import HEADRACE, TablePrivileges
 from infra.rights.programs import Program
@@ -33,6 +33,9 @@ OWN_TABLES: Final = (
     TablePrivileges(HEADRACE, "dead_letters", _LEDGER),
     TablePrivileges(HEADRACE, "throttles", _LEDGER),
     TablePrivileges(HEADRACE, "failures", _LEDGER),
+    TablePrivileges(HEADRACE, "samples", ("SELECT", "INSERT", "DELETE")),
+    TablePrivileges(HEADRACE, "throttle_periods", ("SELECT", "INSERT", "DELETE")),
+    TablePrivileges(*HISTORY, ("SELECT", "INSERT")),
 )
 """headrace's own tables that every consumer reads and writes."""
 

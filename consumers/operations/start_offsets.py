@@ -18,7 +18,7 @@ from infra.kafka import clients, topics
 from infra.settings.model import KafkaSettings
 from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed, UsageError
-from schemas.positions import Lsn, Offset, parse_lsn
+from schemas.positions import Lsn, Offset, format_lsn, parse_lsn
 
 _TIMEOUT: Final = 30.0
 
@@ -26,6 +26,10 @@ _TIMEOUT: Final = 30.0
 @dataclass(frozen=True, slots=True)
 class Beginning:
     """Everything in the topics: the whole table."""
+
+    def __str__(self) -> str:
+        """As `parse_start` reads it; the others, too."""
+        return "beginning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,18 @@ class SinceTime:
 
     moment: datetime
 
+    def __str__(self) -> str:
+        return f"timestamp:{self.moment.isoformat()}"
+
 
 @dataclass(frozen=True, slots=True)
 class SinceLsn:
     """Everything whose transaction committed at `lsn` or later; rows of a snapshot have the stream's position."""
 
     lsn: Lsn
+
+    def __str__(self) -> str:
+        return f"lsn:{format_lsn(self.lsn)}"
 
 
 Start = Beginning | SinceTime | SinceLsn

@@ -22,6 +22,7 @@ from consumers.delivery import dead_letter_rows
 from consumers.ledger import fence
 from consumers.ledger.error_policy import locked, reason_of, rule_for, timed_out
 from consumers.ledger.progress import Cursor, LedgerMoved, Place
+from consumers.ledger.samples import Samples
 from consumers.pace.rates import Rate
 from consumers.planning.effect_latency import EffectLatency
 from consumers.planning.planner import Overrides, SubBatch, Waiting, origin_of
@@ -71,6 +72,8 @@ class Applying:
         self._rates: dict[Place, Rate] = {}
         self._rest = 0.0
         self._latency = EffectLatency(parts.migration.name)
+        self._traces = parts.traces
+        self._samples = Samples(parts.migration.name)
         self._impatient = False
         self._generation = 0
         self.waiting = WaitingPartitions(parts.migration.name)
@@ -228,9 +231,12 @@ class Applying:
             held = self._ledger.advance(cursor, self.run, sub_batch.advances, applied)
             contract_checks.require_held(self._migration, held)
             dead_letter_rows.record(cursor, self._migration.name, self.run, self._database, sub_batch.dead_letters)
+            self._samples.take(cursor, self.run)
         took = time.monotonic() - started
         metrics.TRANSACTION_TIME.labels(self._migration.name).observe(took)
         self._latency.observe(sub_batch)
+        if self._traces is not None:
+            self._traces.applied(sub_batch, self.run, applied, took)
         self._rest = self._pacing.done(len(sub_batch.changes), took)
         self._failing.applied(applied)
         self._count(sub_batch, applied)

@@ -16,6 +16,7 @@ from consumers.ledger.owner_lookup import require_not_elsewhere
 from consumers.ledger.progress import Entry, Ledger, Place, member_name
 from consumers.ledger.target import Connection, Target
 from consumers.pace.pacing import Pacing
+from consumers.planning.effect_traces import effect_traces
 from consumers.planning.planner import Planner
 from consumers.runtime.catch_up import Ends
 from consumers.runtime.circuit_breaker import CircuitBreaker
@@ -98,4 +99,5 @@ def assembled(
         completion=Completion(settings, migration, database, topics, ledger, stopping),
         prepare=prepare,
         not_captured=not_captured(settings, migration, database),
+        traces=effect_traces(settings.traces, migration.name, database),
     )

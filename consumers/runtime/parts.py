@@ -11,6 +11,7 @@ from consumers.delivery.group import Group
 from consumers.ledger.progress import Ledger
 from consumers.ledger.target import Connection, Target
 from consumers.pace.pacing import Pacing
+from consumers.planning.effect_traces import EffectTraces
 from consumers.planning.planner import Planner
 from consumers.runtime.circuit_breaker import CircuitBreaker
 from consumers.runtime.completion import Completion
@@ -42,4 +43,5 @@ class Parts:
     """Creates headrace's own schema where it is missing, and verifies it."""
     not_captured: Sequence[str] = ()
     """The tables that the migration reads but that these settings do not capture."""
+    traces: EffectTraces | None = None
     totals: Totals = field(default_factory=Totals)

@@ -18,6 +18,14 @@ _RECORD: Final = """
     INSERT INTO headrace.throttles AS h (migration, member, reason) VALUES (%s, %s, %s)
     ON CONFLICT (migration, member) DO UPDATE SET reason = excluded.reason, seen_at = now()
 """
+_OVER: Final = """
+    WITH ended AS (
+        DELETE FROM headrace.throttles WHERE migration = %s AND member = %s
+        RETURNING migration, member, reason, since
+    )
+    INSERT INTO headrace.throttle_periods (migration, member, reason, since, until)
+    SELECT migration, member, reason, since, now() FROM ended
+"""
 
 
 class Throttle:
@@ -68,7 +76,5 @@ class Throttle:
         return self._throttled
 
     def leave(self, connection: Connection) -> None:
-        """Delete this consumer's throttle, if any; also called at the end."""
-        connection.execute(
-            "DELETE FROM headrace.throttles WHERE migration = %s AND member = %s", (self._migration, self._member)
-        )
+        """Delete this consumer's throttle, if any, and record its period; also called at the end."""
+        connection.execute(_OVER, (self._migration, self._member))

@@ -25,6 +25,7 @@ from infra.postgres.connect import one_line
 from infra.postgres.key_order import compared, default_operators
 from infra.service import log
 from infra.service.signals import shut_down
+from infra.state.history import Actor, OperatorAction, operator, record_action
 from infra.state.snapshot_requests import SnapshotRequest, send_request
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
 
@@ -103,7 +104,9 @@ class Alterations:
         *,
         stopping: threading.Event,
         say: Callable[[Done], object] = lambda _done: None,
+        actor: Actor | None = None,
     ) -> None:
+        self._actor = actor or operator()
         self._connection = connection
         self._migration = migration
         self._kind = type(migration)
@@ -181,6 +184,14 @@ class Alterations:
                 self._connection.execute(step.statement)
                 if step.reread:
                     send_request(self._connection, SnapshotRequest(table=self._kind.table))
+                record_action(
+                    self._connection,
+                    OperatorAction.SCHEMA,
+                    [self._kind.name],
+                    self._actor,
+                    if_permitted=True,
+                    step=step.what,
+                )
         except psycopg.errors.CheckViolation as error:
             raise RowsForbidThis(f"rows of {self._kind.table} violate {error.diag.constraint_name}") from error
         except psycopg.errors.InsufficientPrivilege as error:

@@ -23,6 +23,7 @@ from infra.postgres.connect import one_line
 from infra.postgres.control import database_name, owners
 from infra.settings.model import DatabaseSettings, Settings
 from infra.settings.table_labels import TableLabels
+from infra.state.history import Actor, OperatorAction, operator, record_action
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
 from schemas.gitlab_schemas import PER_DATABASE
 
@@ -207,6 +208,7 @@ def install(
     *,
     seconds: float = 60.0,
     stop: threading.Event | None = None,
+    actor: Actor | None = None,
 ) -> list[str]:
     """Install the guard on `tables` (`schema.table`) of `gitlab_schema`; return those that did not have it.
 
@@ -218,9 +220,11 @@ def install(
     tries = _Tries(connection, seconds, stop or threading.Event())
     tries.change("headrace.schema_ownership", partial(_prepare, connection, gitlab_schema))
     done = []
+    done_by = actor or operator()
     for table in tables:
+        recorded = partial(record_action, connection, OperatorAction.GUARD, [table], done_by, if_permitted=True)
         if installed(connection).get(table) != gitlab_schema:
-            tries.change(table, partial(_run, connection, trigger_sql(gitlab_schema, table)))
+            tries.change(table, partial(_run, connection, trigger_sql(gitlab_schema, table), recorded))
             done.append(table)
     return done
 
@@ -231,6 +235,7 @@ def remove(
     *,
     seconds: float = 60.0,
     stop: threading.Event | None = None,
+    actor: Actor | None = None,
 ) -> list[str]:
     """Remove the guard, in any state, from the tables of `gitlab_schemas`, or from all; return those tables.
 
@@ -239,9 +244,11 @@ def remove(
     wanted = None if gitlab_schemas is None else set(gitlab_schemas)
     tries = _Tries(connection, seconds, stop or threading.Event())
     done = []
+    done_by = actor or operator()
     for table, gitlab_schema in present(connection).items():
         if wanted is None or gitlab_schema in wanted:
-            tries.change(table, partial(_run, connection, [removal_sql(table)]), ignoring=_NO_LOCK)
+            recorded = partial(record_action, connection, OperatorAction.UNGUARD, [table], done_by, if_permitted=True)
+            tries.change(table, partial(_run, connection, [removal_sql(table)], recorded), ignoring=_NO_LOCK)
             done.append(table)
     if not present(connection):
         tries.change("headrace.schema_ownership", partial(_drop_function, connection))
@@ -289,9 +296,10 @@ class _Tries:
         return ", ".join(named) or "another transaction"
 
 
-def _run(connection: Connection, statements: Iterable[sql.Composed]) -> None:
+def _run(connection: Connection, statements: Iterable[sql.Composed], recorded: Callable[[], object]) -> None:
     for statement in statements:
         connection.execute(statement)
+    recorded()
 
 
 def _prepare(connection: Connection, gitlab_schema: str) -> None:

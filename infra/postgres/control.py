@@ -34,6 +34,9 @@ _TABLES: Final = (
     "dead_letters",
     "throttles",
     "failures",
+    "samples",
+    "throttle_periods",
+    "history",
 )
 _LOCK: Final = 0x6865616472616365
 """The advisory lock under which the tables are created: "headrace" in ASCII."""
@@ -47,6 +50,9 @@ REQUESTS: Final = ("headrace", "snapshot_requests")
 
 HEARTBEAT: Final = ("headrace", "heartbeat")
 """The table whose commits let an idle slot advance."""
+
+HISTORY: Final = ("headrace", "history")
+"""The table of what operators did; no role may change its rows."""
 
 PUBLISHED: Final = (OWNERSHIP, REQUESTS, HEARTBEAT)
 """The tables of headrace in every publication."""

@@ -141,5 +141,47 @@ CREATE TABLE IF NOT EXISTS headrace.failures (
     PRIMARY KEY (migration, run, failed_at)
 );
 
+-- The progress of a run over time: one row a minute while events are applied, older ones one an hour. For reports only.
+CREATE TABLE IF NOT EXISTS headrace.samples (
+    migration text NOT NULL,
+    run integer NOT NULL,
+    at timestamptz NOT NULL,
+    events bigint NOT NULL,
+    applied bigint NOT NULL,
+    skipped bigint NOT NULL,
+    dead_letters bigint NOT NULL,
+    rate double precision NOT NULL,
+    PRIMARY KEY (migration, run, at)
+);
+
+-- When a health indicator throttled a consumer, written when it no longer does. For reports only.
+CREATE TABLE IF NOT EXISTS headrace.throttle_periods (
+    migration text NOT NULL,
+    member text NOT NULL,
+    reason text NOT NULL,
+    since timestamptz NOT NULL,
+    until timestamptz NOT NULL
+);
+CREATE INDEX IF NOT EXISTS throttle_periods_until ON headrace.throttle_periods (migration, until);
+
+-- What operators did, and why: written in the transaction of the action where that is one here. Never updated or deleted.
+-- A physical copy has its primary's rows; they have the same `id`. `request` is one command or request, which
+-- may have several transactions.
+CREATE TABLE IF NOT EXISTS headrace.history (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    request uuid NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    action text NOT NULL,
+    subject text NOT NULL,  -- a migration, table, source or gitlab schema
+    actor text NOT NULL,
+    via text NOT NULL,
+    reason text,
+    details jsonb NOT NULL DEFAULT '{}',
+    role text NOT NULL DEFAULT session_user
+);
+CREATE INDEX IF NOT EXISTS history_at ON headrace.history (at);
+
 -- headrace trusts these tables: revoke what default privileges may have granted to every role.
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA headrace FROM PUBLIC;
+-- Not even their owner changes what is recorded, unless it grants itself the right to.
+REVOKE UPDATE, DELETE, TRUNCATE ON headrace.history FROM CURRENT_USER;

@@ -125,6 +125,15 @@ class LogSettings(Section):
     """The lowest level that is logged; `--verbose` logs everything, whatever this says."""
 
 
+class TracesSettings(Section):
+    """OpenTelemetry traces of consumers' transactions; needs the extra `traces`."""
+
+    sample: float = Field(default=0.0, ge=0, le=1)
+    """The share of source transactions whose effects are traced, up to 1; 0: no traces."""
+    endpoint: str = Field(default="", pattern=r"^($|https?://)")
+    """OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says."""
+
+
 class SnapshotSettings(Section):
     """Snapshots of tables: in chunks, taking turns with the stream."""
 
@@ -273,6 +282,8 @@ class Settings(Section):
     """The Prometheus endpoint of a service."""
     log: LogSettings = LogSettings()
     """The program's own log."""
+    traces: TracesSettings = TracesSettings()
+    """OpenTelemetry traces of consumers' transactions."""
     databases: dict[Name, DatabaseSettings] = Field(default_factory=dict)
     """The databases by name; each is a source and, for its migrations, the target."""
     virtual_storages: dict[StorageName, VirtualStorageSettings] = Field(default_factory=dict)
@@ -339,16 +350,7 @@ class Settings(Section):
         switch = os.environ.get(f"HEADRACE_{name.upper()}_ENABLED")
         if switch is None:
             return section
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
+        words = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
         if switch.strip().lower() not in words:
             raise SettingsError(
                 f"HEADRACE_{name.upper()}_ENABLED is {switch!r}",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.options import Config, Json, Yes
+from infra.cli.options import Config, Json, Reason, Yes
 from schemas.errors import UsageError, printable
 
 
@@ -23,6 +23,7 @@ def guard(
     seconds: Annotated[
         float, typer.Option("--timeout", help="Seconds to keep retrying tables that are in use.", min=0)
     ] = 60.0,
+    reason: Reason = None,
     json: Json = False,
     yes: Yes = False,
 ) -> None:
@@ -41,8 +42,10 @@ def guard(
     from infra.service import log
     from infra.service.signals import stop_on_signals
     from infra.settings.file import load_settings
+    from infra.state.history import operator
     from producers.commands import guarding
 
+    actor = operator(reason)
     settings = load_settings(config)
     if not database:
         raise UsageError("no database was given", remedy="name it with --database")
@@ -60,9 +63,9 @@ def guard(
             what = "Remove the trigger" if remove else "Install the trigger"
             typer.confirm(f"{what} in database {database}?", abort=True, err=True)
         if remove:
-            report = {"removed": trigger.remove(connection, schemas or None, seconds=seconds, stop=stop)}
+            report = {"removed": trigger.remove(connection, schemas or None, seconds=seconds, stop=stop, actor=actor)}
         else:
-            report = guarding.install(connection, settings, database, schemas, seconds=seconds, stop=stop)
+            report = guarding.install(connection, settings, database, schemas, seconds=seconds, stop=stop, actor=actor)
     _show(report, database, json=json)
 
 

@@ -10,6 +10,7 @@ import psycopg
 from infra.guard import write_guard as trigger
 from infra.postgres import connect
 from infra.settings.model import Settings
+from infra.state.history import Actor, operator
 from producers.switchover.endpoints import Move
 from schemas.errors import Refused, UsageError
 from schemas.gitlab_schemas import PER_DATABASE
@@ -23,20 +24,24 @@ def install(
     *,
     seconds: float,
     stop: threading.Event,
+    actor: Actor | None = None,
 ) -> dict[str, list[str]]:
     """Install the trigger on the tables of `gitlab_schemas` in the connected database; return new and guarded tables.
 
     Raises UsageError for a gitlab schema without tables there, and the errors of `infra.guard.write_guard.install`.
     """
+    done_by = actor or operator()
     report: dict[str, list[str]] = {"installed": [], "already": []}
     for gitlab_schema, tables in _by_schema(connection, settings, database, gitlab_schemas).items():
-        new = trigger.install(connection, gitlab_schema, tables, seconds=seconds, stop=stop)
+        new = trigger.install(connection, gitlab_schema, tables, seconds=seconds, stop=stop, actor=done_by)
         report["installed"] += new
         report["already"] += [table for table in tables if table not in new]
     return report
 
 
-def install_on_both_sides(settings: Settings, move: Move, *, seconds: float, stop: threading.Event) -> None:
+def install_on_both_sides(
+    settings: Settings, move: Move, *, seconds: float, stop: threading.Event, actor: Actor | None = None
+) -> None:
     """Install the trigger on both sides of a switchover; a standby gets it from the old side.
 
     Called when the two sides are verified, before anything is closed. Raises the errors of `install`.
@@ -44,7 +49,7 @@ def install_on_both_sides(settings: Settings, move: Move, *, seconds: float, sto
     for name in (move.source, move.destination):
         with connect.session(settings.database(name), name=f"guard {name}") as connection:
             if not connect.is_standby(connection):
-                install(connection, settings, name, move.gitlab_schemas, seconds=seconds, stop=stop)
+                install(connection, settings, name, move.gitlab_schemas, seconds=seconds, stop=stop, actor=actor)
 
 
 def script(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.options import Config, Yes
+from infra.cli.options import Config, Reason, Yes
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def produce(
         bool,
         typer.Option("--until-imported", help="As a service: walk a virtual storage until Praefect has imported it."),
     ] = False,
+    reason: Reason = None,
     yes: Yes = False,
 ) -> None:
     """Stream a database, or walk a virtual storage, into Kafka.
@@ -53,6 +54,8 @@ def produce(
     """
     from infra.settings.file import load_settings
 
+    if reason is not None and not start_over:
+        raise UsageError("--reason needs --start-over", remedy="a start is not recorded: omit it")
     settings = load_settings(config)
     if source in settings.virtual_storages:
         if start_over:
@@ -63,10 +66,10 @@ def produce(
     for option, given in (("--all-storages", all_storages), ("--again", again), ("--until-imported", until_imported)):
         if given:
             raise UsageError(f"{source} is a database and has no storages", remedy=f"omit {option}")
-    _stream(settings, source, start_over=start_over, yes=yes)
+    _stream(settings, source, start_over=start_over, reason=reason, yes=yes)
 
 
-def _stream(settings: Settings, source: str, *, start_over: bool, yes: bool) -> None:
+def _stream(settings: Settings, source: str, *, start_over: bool, reason: str | None, yes: bool) -> None:
     from infra.rights import kafka_rights
     from infra.service import log
     from infra.service.signals import stop_on_signals
@@ -74,13 +77,15 @@ def _stream(settings: Settings, source: str, *, start_over: bool, yes: bool) -> 
 
     log.configure(settings.log)
     if start_over:
+        from infra.state.history import operator
         from producers.session.start_over import start_over as forget_source
 
+        actor = operator(reason)
         if not yes:
             typer.confirm(
                 f"Drop the slot of {source}, empty its topics and re-snapshot every table?", abort=True, err=True
             )
-        forget_source(settings, source)
+        forget_source(settings, source, actor)
     _serve(settings)
     with stop_on_signals(exit_code=0) as stop, kafka_rights.named(settings.kafka, lambda: _needed(settings, source)):
         run_producer(settings, source, stop)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.options import Config, Json, Yes
+from infra.cli.options import Config, Json, Reason, Yes
 from schemas.errors import UsageError
 
 _KEY_HELP = "Repeat for each column of the key."
@@ -31,6 +31,7 @@ def snapshot(
     source: Annotated[
         str | None, typer.Option("--source", metavar="NAME", help="Needed if several databases capture the table.")
     ] = None,
+    reason: Reason = None,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -43,9 +44,11 @@ def snapshot(
     Example: headrace snapshot public.projects --from 1 --to 1000
     """
     from infra.settings.file import load_settings
+    from infra.state.history import operator
     from infra.state.snapshot_requests import SnapshotRequest
     from producers.session.resnapshot_request import ask
 
+    actor = operator(reason)
     settings = load_settings(config)
     if from_scratch and (first or last):
         raise UsageError("--from-scratch reads the whole table", remedy="omit --from and --to")
@@ -58,7 +61,7 @@ def snapshot(
         last=tuple(last) if last else None,
         from_scratch=from_scratch,
     )
-    answer = ask(settings, name, request)
+    answer = ask(settings, name, request, actor)
     typer.echo(
         jsonlib.dumps({"source": name, "table": table, "from_scratch": from_scratch, "answer": answer})
         if json

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.options import Config, Json, Yes
+from infra.cli.options import Config, Json, Reason, Yes
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
     from infra.settings.model import Settings
+    from infra.state.history import Actor
     from producers.switchover.endpoints import Move, View
 
 WithoutStandby = Annotated[
@@ -43,6 +44,7 @@ def switchover(
     ] = False,
     seconds: Annotated[float, typer.Option("--timeout", help="Seconds that one step may take.", min=1)] = 60.0,
     without: WithoutStandby = None,
+    reason: Reason = None,
     json: Json = False,
     yes: Yes = False,
 ) -> None:
@@ -63,8 +65,10 @@ def switchover(
         raise UsageError("--guard needs a move", remedy="use `headrace guard` to guard the tables only")
     from infra.service import log
     from infra.settings.file import load_settings
+    from infra.state.history import operator
     from producers.switchover.endpoints import Move
 
+    actor = operator(reason)
     settings = load_settings(config)
     move = Move(tuple(dict.fromkeys(gitlab_schemas)), source, destination)
     log.configure(settings.log)
@@ -77,7 +81,7 @@ def switchover(
         )
     _switch(
         settings, move, promoted=promoted, abort=abort, status=status, guard=guard, seconds=seconds,
-        without=frozenset(without or ()), json=json,
+        without=frozenset(without or ()), actor=actor, json=json,
     )  # fmt: skip
 
 
@@ -91,6 +95,7 @@ def _switch(
     guard: bool,
     seconds: float,
     without: frozenset[str],
+    actor: Actor,
     json: bool,
 ) -> None:
     from infra.service.signals import stop_on_signals
@@ -101,11 +106,11 @@ def _switch(
     limit = StepLimit(seconds)
     with (
         stop_on_signals(limit.stop, overdue=limit.cancel, cut=limit.cut),
-        opened(settings, move, limit, promote=not promoted, without=without) as moving,
+        opened(settings, move, limit, promote=not promoted, without=without, actor=actor) as moving,
     ):
         if guard and not (status or abort):
             moving.require_possible()  # before a table is changed
-            install_on_both_sides(settings, move, seconds=seconds, stop=limit.stop)
+            install_on_both_sides(settings, move, seconds=seconds, stop=limit.stop, actor=actor)
         view = moving.look() if status else moving.abort() if abort else moving.run()
     _print(status_report(view), move, aborted=abort, json=json)
 

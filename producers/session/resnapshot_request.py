@@ -12,6 +12,7 @@ from infra.kafka.topics import ONLY_PARTITION
 from infra.postgres.connect import session
 from infra.postgres.moments import current_moment
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, record_action
 from infra.state.positions import Positions, SnapshotState, SourceState, encode, record_key
 from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
 from producers.publish.registry_check import changed_registry
@@ -36,12 +37,25 @@ class FromScratchOnly(Refused):
     """Re-snapshot it with `headrace snapshot TABLE --from-scratch`, which empties its topic first."""
 
 
-def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
+def ask(settings: Settings, source: str, request: SnapshotRequest, actor: Actor | None = None) -> str:
     """Request that the producer of `source` re-snapshots rows of a table; return what happens next, in one line.
 
     A running producer starts at once, a stopped one at its next start. Raises Refused when the table's topic would
     still be wrong afterwards, and UsageError for keys that do not match the table's key.
     """
+
+    def record(connection: psycopg.Connection[Any]) -> None:
+        record_action(
+            connection,
+            OperatorAction.SNAPSHOT,
+            [request.table],
+            actor,
+            source=source,
+            first=request.first,
+            last=request.last,
+            from_scratch=request.from_scratch,
+        )
+
     database = settings.database(source)
     alone = database.model_copy(update={"tables": (request.table,)})
     state = Positions(settings.prefix, settings.kafka).sources().get(source, SourceState())
@@ -65,12 +79,15 @@ def ask(settings: Settings, source: str, request: SnapshotRequest) -> str:
             and not sessions_of(connection, slot)
             and _would_be_refused(connection, settings, source, state, table, publication)
         ):
+            record(connection)
             _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, from_scratch=True))
             return f"{table.name} is re-snapshotted when the producer of {source} starts"
         if not request.from_scratch:
             _require_readable(table.name, recorded)
             _require_keys(connection, table, request)
-        send_request(connection, request)
+        with connection.transaction():
+            send_request(connection, request)
+            record(connection)
         # After its commit: the stream has it before this position.
         lsn = current_moment(connection).lsn
     return f"requested at {format_lsn(lsn)}: the producer of {source} re-snapshots {table.name} once it is there"

@@ -16,11 +16,12 @@ import psycopg
 
 from infra.kafka import clients
 from infra.kafka.topics import STATE, delete_topics, ensure_topic
-from infra.postgres.connect import session
+from infra.postgres.connect import is_standby, session
 from infra.postgres.control import owners
 from infra.postgres.moments import current_moment
 from infra.service import log
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, record_action
 from infra.state.positions import Positions, SnapshotState, SourceState, record_key, stray_key
 from producers.publish.kafka_transaction import Relay
 from producers.session.handover import owned, seal
@@ -33,7 +34,7 @@ from schemas.topics import positions_topic
 _LET_GO_SECONDS: Final = 3.0
 
 
-def start_over(settings: Settings, source: str) -> None:
+def start_over(settings: Settings, source: str, actor: Actor | None = None) -> None:
     """Drop the source's slot, then record that its tables are to be re-snapshotted from scratch.
 
     Idempotent: if interrupted, run it again. Raises Refused while a producer reads the slot. If topics have to be
@@ -44,6 +45,9 @@ def start_over(settings: Settings, source: str) -> None:
     name = slots.slot_name(settings, source, database)
     with session(database, name=f"start-over {source}", reading=True) as connection:
         _drop(connection, name)
+        if not is_standby(connection):
+            # Not before: it may be refused. If it ends here, a start is refused until it is run again, and recorded.
+            record_action(connection, OperatorAction.START_OVER, [source], actor, slot=name)
         tables = captured_tables(connection, source, database, settings.prefix)
         system, lsn = slots.system_identifier(connection), current_moment(connection).lsn
         # Tables that another database owns now are published by that one.

@@ -8,7 +8,7 @@ from typing import Any, Final
 import psycopg
 
 from infra.kafka import clients
-from infra.postgres.control import HEARTBEAT, OWNERSHIP, REQUESTS
+from infra.postgres.control import HEARTBEAT, HISTORY, OWNERSHIP, REQUESTS
 from infra.rights.acls import Acl, Kind, Operation
 from infra.rights.privileges import HEADRACE, TablePrivileges
 from infra.rights.programs import Program
@@ -33,6 +33,7 @@ OWN_TABLES: Final = (
     TablePrivileges(*HEARTBEAT, ("SELECT", "INSERT", "UPDATE")),
     # A role that may insert here can have a topic emptied.
     TablePrivileges(*REQUESTS, ("SELECT", "INSERT", "DELETE")),
+    TablePrivileges(*HISTORY, ("SELECT", "INSERT")),
 )
 """headrace's own tables that a producer and snapshot requests read and write."""
 

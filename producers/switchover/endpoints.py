@@ -16,6 +16,7 @@ import psycopg
 from infra.postgres import table_format
 from infra.postgres.control import Owner, Ownership, ownership
 from infra.settings.model import Settings
+from infra.state.history import Actor, OperatorAction, record_action
 from producers.source import slots
 from schemas.errors import Refused, UsageError
 from schemas.gitlab_schemas import PER_DATABASE
@@ -152,3 +153,17 @@ def write(connection: psycopg.Connection[Any], changes: Changes) -> None:
         connection.execute(
             "UPDATE headrace.database SET name = %s, opened_lsn = pg_current_wal_insert_lsn()", (changes.name,)
         )
+
+
+def record_step(connection: psycopg.Connection[Any], move: Move, step: str, actor: Actor) -> None:
+    """Record a step of the move, within the transaction that did it or right after it."""
+    record_action(
+        connection,
+        OperatorAction.SWITCHOVER,
+        move.gitlab_schemas,
+        actor,
+        if_permitted=True,
+        step=step,
+        source=move.source,
+        destination=move.destination,
+    )

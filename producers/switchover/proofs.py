@@ -46,11 +46,13 @@ SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
        AND has_table_privilege('headrace.switchovers', 'INSERT, UPDATE')
        AND has_table_privilege('headrace.switchover_probe', 'INSERT, UPDATE')
        AND pg_has_role('pg_read_all_stats', 'USAGE')
+       AND coalesce(has_table_privilege(to_regclass('headrace.history')::oid, 'INSERT'), true)
 """
 _MAY_TAKE: Final = """
 SELECT has_table_privilege('headrace.schema_ownership', 'UPDATE')
        AND has_table_privilege('headrace.switchovers', 'INSERT, UPDATE')
        AND has_table_privilege('headrace.database', 'UPDATE') AND (rolsuper OR rolreplication)
+       AND coalesce(has_table_privilege(to_regclass('headrace.history')::oid, 'INSERT'), true)
        AND (%s OR has_function_privilege('pg_promote(boolean, integer)', 'EXECUTE'))
   FROM pg_roles WHERE rolname = current_user
 """

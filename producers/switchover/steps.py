@@ -8,29 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
 import psycopg
 
 from infra.postgres import connect
-from infra.postgres.advisory_locks import exclude, holders, ownership_key
+from infra.postgres.advisory_locks import exclude, ownership_key
 from infra.service import log
 from infra.settings.model import Settings
+from infra.state.history import Actor, operator
 from producers.source import slots
 from producers.switchover import proofs, rules
-from producers.switchover.endpoints import Changes, Move, NotMovable, View, require_settings, side, write
+from producers.switchover.endpoints import (
+    Changes,
+    Move,
+    NotMovable,
+    View,
+    record_step,
+    require_settings,
+    side,
+    write,
+)
 from producers.switchover.new_slot import drop_leftover
+from producers.switchover.other_switchovers import FENCE, LOCK, end_earlier, refuse_other
 from producers.switchover.rules import Refusal, Step
 from producers.switchover.states import EndsState, ends_state
 from producers.switchover.step_limit import Busy, StepLimit
 from schemas.errors import HeadraceError
 
-_LOCK: Final = 0x7377697463686F76
-"""The advisory lock of a switchover, on the old owner: "switchov" in ASCII."""
-_FENCE: Final = 0x7377697463686F77
-"""The one on the new owner, which the session that holds the other takes from an earlier switchover."""
-_LOCK_LOOKS: Final = 200
 _POLL_SECONDS: Final = 0.05
 _TRY_MS: Final = 2_000
 """How long a change of owner waits for running transactions before it lets others in again for a moment."""
@@ -58,7 +65,9 @@ class Switchover:
         *,
         promote: bool,
         without: frozenset[str],
+        actor: Actor | None = None,
     ) -> None:
+        self._actor = actor or operator()
         self._settings = settings
         self.move = move
         self._connections = {move.source: old, move.destination: new}
@@ -135,7 +144,7 @@ class Switchover:
             if rules.taking_back(view).owners:
                 if ends_state(view) is EndsState.STANDBY:
                     self._require_following()
-                self._alter((self.move.source,), lambda: rules.taking_back(self._abortable()))
+                self._alter("abort", (self.move.source,), lambda: rules.taking_back(self._abortable()))
             self._limit.waiting_for = f"{self.move.destination} to replay that {self.move.source} has them back"
             while True:
                 view = self.look()
@@ -167,7 +176,7 @@ class Switchover:
             proofs.require_publication(old, self.move.source, self._settings.database(self.move.source).publication)
         # Before the close: check that the copy follows, and that no standby could be promoted without the close.
         self._confirm(view)
-        self._alter((self.move.source,), lambda: self._if_still(Step.CLOSE, self._closing))
+        self._alter("close", (self.move.source,), lambda: self._if_still(Step.CLOSE, self._closing))
 
     def _closing(self, view: View) -> Changes:
         return rules.closing(view, uuid4)
@@ -189,6 +198,8 @@ class Switchover:
             row = connection.execute("SELECT pg_promote(true, %s)", (max(1, int(self._limit.seconds)),)).fetchone()
         if row != (True,):
             raise Busy(f"{self.move.destination} was not promoted within {self._limit.seconds:.0f} s")
+        with self._on(self.move.destination) as connection:
+            record_step(connection, self.move, "promote", self._actor)
 
     def _make_slot(self, _view: View) -> None:
         """Create the new producer's slot while no session can write its gitlab schemas, so that it misses nothing.
@@ -207,23 +218,27 @@ class Switchover:
                 slots.take_over(connection, self.source_slot, self.slot)
             else:
                 slots.create(connection, self.slot, failover=True, stop=self._limit.stop)
+            record_step(connection, self.move, "slot", self._actor)
         self._log.info("slot created", slot=self.slot, synchronized=taken_over)
 
     def _claim(self, view: View) -> None:
         self._confirm(view)
         self._alter(
-            (self.move.destination,), lambda: self._if_still(Step.CLAIM, lambda seen: rules.claiming(seen, uuid4))
+            "claim",
+            (self.move.destination,),
+            lambda: self._if_still(Step.CLAIM, lambda seen: rules.claiming(seen, uuid4)),
         )
 
     def _release(self, view: View) -> None:
         """Release after a confirmation, since it cannot be taken back, and before the opening: it must not be lost."""
         self._confirm(view)
-        self._alter((self.move.source,), lambda: self._if_still(Step.RELEASE, rules.releasing))
+        self._alter("release", (self.move.source,), lambda: self._if_still(Step.RELEASE, rules.releasing))
 
     def _open(self, view: View) -> None:
         self._confirm(view)
         listed = self._settings.database(self.move.destination).gitlab_schemas
         self._alter(
+            "open",
             (self.move.source, self.move.destination),
             lambda: self._if_still(Step.OPEN, lambda seen: rules.opening(seen, listed)),
         )
@@ -239,8 +254,8 @@ class Switchover:
         view = self.look()
         return changes(view) if rules.next_step(view) is step else Changes({}, {})
 
-    def _alter(self, names: tuple[str, ...], changes: Callable[[], Changes]) -> None:
-        """Write on the last of `names`, once every transaction that holds an ownership there has ended.
+    def _alter(self, step: str, names: tuple[str, ...], changes: Callable[[], Changes]) -> None:
+        """Write on the last of `names` once every transaction that holds an ownership there has ended; record the step.
 
         The ownership rows on all of `names` are locked meanwhile. headrace's own transactions share the advisory locks;
         one that gets a lock later reads the owner after that. On the old side transactions of other gitlab schemas
@@ -258,7 +273,9 @@ class Switchover:
                         held = self.move.gitlab_schemas if old else side(connection, name).owners
                         exclude(connection, map(ownership_key, held))
                         connection.execute(_LOCK_OWNERS)
-                    write(connection, changes())
+                    if (changed := changes()) != Changes({}, {}):
+                        write(connection, changed)
+                        record_step(connection, self.move, step, self._actor)
                 return
             except HeadraceError as error:
                 # A transaction that wrote several gitlab schemas may wait for this one while this one waits for it.
@@ -316,8 +333,8 @@ class Switchover:
     def _alone(self, remedy: str | None) -> Iterator[None]:
         """Exclude other switchovers, and terminate an earlier one's session on the new owner."""
         with self._limit.step(remedy):
-            self._take(self.move.source, _LOCK, self._refuse_other)
-            self._take(self.move.destination, _FENCE, self._end_earlier)
+            self._take(self.move.source, LOCK, partial(refuse_other, self.move.source))
+            self._take(self.move.destination, FENCE, end_earlier)
         yield  # the locks end with the connections
 
     def _take(self, name: str, key: int, in_the_way: Callable[[psycopg.Connection[Any], int], None]) -> None:
@@ -330,24 +347,6 @@ class Switchover:
                 in_the_way(connection, looks)
             looks += 1
             self._limit.pause(_POLL_SECONDS)
-
-    def _refuse_other(self, connection: psycopg.Connection[Any], looks: int) -> None:
-        """Refuse to run next to another switchover; a killed one releases its lock once its server notices."""
-        if looks >= _LOCK_LOOKS:
-            raise NotMovable(
-                f"another switchover is running: {', '.join(holders(connection, _LOCK)) or 'it has just ended'}",
-                remedy="wait for it, or stop it and run this again; if its command is gone, end the session with"
-                f" pg_terminate_backend on {self.move.source}",
-            )
-
-    def _end_earlier(self, connection: psycopg.Connection[Any], _looks: int) -> None:
-        """Terminate a switchover that lost its session on the old owner and still has one here."""
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            " AND (classid::bigint << 32 | objid::bigint) = %s",
-            (_FENCE,),
-        )
 
 
 _STEPS: Final[dict[Step, Callable[[Switchover, View], None]]] = {
@@ -369,6 +368,7 @@ def opened(
     *,
     promote: bool = True,
     without: frozenset[str] = frozenset(),
+    actor: Actor | None = None,
 ) -> Iterator[Switchover]:
     """Connect to both sides; each step takes as long as `limit` allows.
 
@@ -388,4 +388,4 @@ def opened(
                 # The session's locks and its incomplete slot then end with it.
                 slots.end_with_the_client(connection)
             sides.append(connection)
-        yield Switchover(settings, move, sides[0], sides[1], limit, promote=promote, without=without)
+        yield Switchover(settings, move, sides[0], sides[1], limit, promote=promote, without=without, actor=actor)

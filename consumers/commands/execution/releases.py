@@ -29,13 +29,14 @@ from infra.service import log
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
+from infra.state.history import Actor, operator
 from schemas.errors import Interrupted, Refused, UsageError
 from schemas.topics import group_name
 
 
-def expand(migration: str, config: Path | None, *, down: bool, yes: bool, as_json: bool) -> None:
+def expand(migration: str, config: Path | None, *, down: bool, yes: bool, reason: str | None, as_json: bool) -> None:
     """Run `headrace schema expand`."""
-    with _opened(migration, config) as site:
+    with _opened(migration, config, operator(reason)) as site:
         if down:
             _require_no_consumers(site)
             if not yes:
@@ -45,9 +46,11 @@ def expand(migration: str, config: Path | None, *, down: bool, yes: bool, as_jso
         _execute(site, Release.EXPAND_DOWN if down else Release.EXPAND, as_json)
 
 
-def backfill(migration: str, config: Path | None, *, down: bool, as_json: bool) -> None:
+def backfill(migration: str, config: Path | None, *, down: bool, reason: str | None, as_json: bool) -> None:
     """Run `headrace schema backfill`."""
-    with _opened(migration, config) as site:
+    if reason is not None and not down:
+        raise UsageError("--reason needs --down", remedy="a backfill is recorded by its progress: omit it")
+    with _opened(migration, config, operator(reason)) as site:
         if down:
             _withdraw(site, as_json)
             return
@@ -86,9 +89,9 @@ def backfill(migration: str, config: Path | None, *, down: bool, as_json: bool) 
             print(f"every row of {site.kind.table} has a {site.kind.column}; {totals.applied:,} were filled")
 
 
-def contract(migration: str, config: Path | None, *, down: bool, as_json: bool) -> None:
+def contract(migration: str, config: Path | None, *, down: bool, reason: str | None, as_json: bool) -> None:
     """Run `headrace schema contract`."""
-    with _opened(migration, config) as site:
+    with _opened(migration, config, operator(reason)) as site:
         if down:
             _record(site, complete=False)
             _execute(site, Release.CONTRACT_DOWN, as_json)
@@ -114,11 +117,12 @@ class _Site:
     database: str
     connection: psycopg.Connection[Any]
     stopping: threading.Event
+    actor: Actor
 
     def alterations(self, say: Callable[[Done], object]) -> Alterations:
         migration = self.kind.configure(self.settings.migration(self.kind.name))
         assert isinstance(migration, Backfill)
-        return Alterations(self.connection, migration, self.database, stopping=self.stopping, say=say)
+        return Alterations(self.connection, migration, self.database, stopping=self.stopping, say=say, actor=self.actor)
 
     def found(self) -> Found:
         return self.alterations(lambda _done: None).found()
@@ -128,7 +132,7 @@ class _Site:
 
 
 @contextlib.contextmanager
-def _opened(name: str, config: Path | None) -> Iterator[_Site]:
+def _opened(name: str, config: Path | None, actor: Actor) -> Iterator[_Site]:
     """Connect the backfill to its database, and create headrace's own tables there."""
     settings = load_settings(config)
     kind = catalog.migration_class(settings, name)
@@ -142,7 +146,7 @@ def _opened(name: str, config: Path | None) -> Iterator[_Site]:
     section = settings.database(database)
     with connect.session(section, name=f"schema {name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
-        yield _Site(settings, kind, database, connection, threading.Event())
+        yield _Site(settings, kind, database, connection, threading.Event(), actor)
 
 
 def _require(site: _Site, release: Release) -> None:
@@ -167,7 +171,11 @@ def _record(site: _Site, *, complete: bool) -> None:
 def _withdraw(site: _Site, as_json: bool) -> None:
     _require(site, Release.BACKFILL_DOWN)
     begun = site.found().begun
-    run = replay(site.settings, site.kind, site.database, reason="backfill --down").run if begun else None
+    run = (
+        replay(site.settings, site.kind, site.database, reason="backfill --down", actor=site.actor).run
+        if begun
+        else None
+    )
     if as_json:
         print(json.dumps({**site.document(Release.BACKFILL_DOWN), "run": run}))
     elif begun:

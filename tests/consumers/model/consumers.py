@@ -16,6 +16,7 @@ from consumers.planning.planner import Planner
 from consumers.runtime.applying import Applying
 from consumers.runtime.catch_up import Ends
 from consumers.runtime.parts import Parts
+from infra.state.history import Actor
 from schemas.positions import Offset
 from tests.consumers.model.session import Connection, ModelLedger
 from tests.consumers.model.target import ModelServer
@@ -171,7 +172,12 @@ def retry(world: World, server: ModelServer) -> None:
     lock: Any = contextlib.nullcontext()
     lock.hold = lambda _: None
     settler = settle._Settler(
-        MIGRATION, name, server.state["control"]["run"], lambda entry: planner.judge(entry.value or b""), lock
+        MIGRATION,
+        name,
+        server.state["control"]["run"],
+        lambda entry: planner.judge(entry.value or b""),
+        lock,
+        Actor("the model"),
     )
     for run, place, offset in [key for key, state in server.state["letters"].items() if state == "open"]:
         found = world.kept.get((place, offset, world.run_in_key(run)))

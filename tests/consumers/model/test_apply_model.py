@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
+from consumers.dead_letters import settle
 from consumers.delivery import dead_letter_rows
 from consumers.ledger import fence
 from consumers.ledger.progress import Place
@@ -35,6 +36,7 @@ def _model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fence, "hold", session.hold)
     monkeypatch.setattr(dead_letter_rows, "record", session.record)
     monkeypatch.setattr(dead_letter_rows, "settle", session.settle)
+    monkeypatch.setattr(settle, "record_action", lambda *_arguments, **_details: None)
     monkeypatch.setattr(applying, "SHORT_WAITS", (0.0,))
     monkeypatch.setattr(
         catch_up, "written_offsets", lambda world, _: {p.partition: e for p, e in world.topic.ends.items()}

@@ -62,3 +62,7 @@ def test_consumer_is_throttled_with_reason_and_resumes(
             stopping.set()
         assert working.result(PATIENCE).applied == 2_000
     assert connection.execute("SELECT count(*) FROM headrace.throttles").fetchone() == (0,)
+    periods = connection.execute(
+        "SELECT reason, since < until FROM headrace.throttle_periods ORDER BY since"
+    ).fetchall()
+    assert periods[0] == ("sql: it is hot", True)

@@ -17,8 +17,9 @@ from psycopg.conninfo import conninfo_to_dict
 from infra.postgres.advisory_locks import ownership_key
 from infra.postgres.control import Owner, database_name, owners
 from infra.settings.model import Settings
+from infra.state.history import whole_history
 from producers.source import slots
-from producers.switchover import proofs, steps
+from producers.switchover import other_switchovers, proofs
 from producers.switchover.endpoints import Move, NotMovable
 from producers.switchover.new_slot import SlotTaken
 from producers.switchover.rules import Step
@@ -68,6 +69,8 @@ def test_switchover_killed_after_each_step_is_completed_by_a_rerun(ends: Ends) -
     assert ends.owners_of("gitlab_shared") == (Owner("first", 1), Owner("second", 2)), "every database has its own"
     assert slots.read(ends.second, f"{ends.settings.prefix}_second") is not None
     assert ends.run(), "idempotent"
+    recorded = whole_history(ends.settings, subjects=["gitlab_main"]).entries
+    assert [each.details["step"] for each in recorded] == ["close", "promote", "slot", "claim", "release", "open"]
     with pytest.raises(
         PastNoReturn,
         match=r"gitlab_main cannot be taken back: second was promoted with .*; complete it by running the switchover",
@@ -200,19 +203,19 @@ def test_error_names_its_server(ends: Ends) -> None:
 
 
 def test_second_switchover_is_refused_while_the_first_runs(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_LOCK_LOOKS", 3)
-    ends.first.execute("SELECT pg_advisory_lock(%s)", (steps._LOCK,))
+    monkeypatch.setattr(other_switchovers, "_LOCK_LOOKS", 3)
+    ends.first.execute("SELECT pg_advisory_lock(%s)", (other_switchovers.LOCK,))
     with pytest.raises(
         NotMovable, match=r"another switchover is running: .* \(process \d+, since .*end the session with"
     ):
         ends.run()
-    ends.first.execute("SELECT pg_advisory_unlock(%s)", (steps._LOCK,))
+    ends.first.execute("SELECT pg_advisory_unlock(%s)", (other_switchovers.LOCK,))
     assert ends.run()
 
 
 def test_session_of_an_earlier_switchover_on_the_new_side_is_terminated(ends: Ends) -> None:
     with psycopg.connect(ends.second_dsn) as earlier:
-        earlier.execute("SELECT pg_advisory_lock(%s)", (steps._FENCE,))
+        earlier.execute("SELECT pg_advisory_lock(%s)", (other_switchovers.FENCE,))
         earlier.commit()
         assert ends.run()
         with pytest.raises(psycopg.errors.AdminShutdown):
