@@ -129,7 +129,7 @@ def assign(client: Consumer, places: Sequence[TopicPartition]) -> None:
 
 
 class _Readers:
-    """This process's readers that nobody uses now: connecting another one takes longer than most reads."""
+    """This process's idle readers: connecting another one takes longer than most reads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
