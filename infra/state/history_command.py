@@ -37,12 +37,13 @@ def history(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Show what operators did, and why; newest last.
+    """Show what operators did, and why.
 
         headrace history skip_resets --since 7d
 
     Each pause, resume, replay, retry, discard, repair, snapshot, switchover, guard, schema release and cleanup is
-    recorded in the transaction that does it, in the database that it concerns; all databases are asked. What was
+    recorded in the transaction that does it, in the database that it concerns; all databases are asked, and the newest is
+    last. What was
     refused is not recorded.
     """
     from infra.settings.file import load_settings
