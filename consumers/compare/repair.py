@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.compare.comparison import Comparison
+from consumers.compare.judgement import Comparison
 from infra.postgres import connect
 from infra.settings.model import Settings
 from infra.state.snapshot_requests import SnapshotRequest, send_request
