@@ -133,6 +133,13 @@ class SnapshotSettings(Section):
     max_retained_wal_mb: int = Field(default=256, ge=1)
     """The limit of WAL that the slot retains while its producer runs, in MiB. Well before it, the snapshot yields to
     the stream, and heartbeats become more frequent."""
+    max_mb_per_second: float = Field(default=0, ge=0)
+    """Maximum of MB that are read per second while tables are copied, as text; 0: no limit."""
+    health_seconds: float = Field(default=10, gt=0)
+    """Interval of the database health checks while tables are copied."""
+    health: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Indicator → its limit, above which it throttles the snapshot, or true for its default; only those named here are
+    checked, see docs/how-to/running.md."""
 
 
 def _matches(table: str, patterns: tuple[str, ...]) -> bool:
