@@ -24,7 +24,7 @@ from schemas.codec.header import HeaderReader
 from schemas.errors import Interrupted, Malformed
 from schemas.positions import Lsn, Position
 
-_RANGE_ROWS: Final = 20_000
+_RANGE_ROWS: Final = 10_000
 _PART_MARKS: Final = 250_000
 """The marks of one side that are compared at a time, about: 40 bytes of memory each, and 24 for each of its file."""
 _MOST_PARTS: Final = 1 << 14

@@ -17,7 +17,7 @@ from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed
 from schemas.wire import HEADER_BYTES, split_wire
 
-_AT_ONCE: Final = 10_000
+_AT_ONCE: Final = 5_000
 _TIMEOUT: Final = 30.0
 _FAR: Final = 50_000
 """How many records are rather read than skipped."""
@@ -192,7 +192,7 @@ class TopicRows:
         return clients.reading(
             self._settings,
             enable_partition_eof=True,
-            queued_max_messages_kbytes=16_384,  # the default of 64 MB takes twice that much memory
+            queued_max_messages_kbytes=8_192,  # the default of 64 MB takes twice that much memory
         )
 
     def _batch(self, client: Consumer) -> list[Message]:

@@ -25,7 +25,7 @@ from consumers.compare import marks
 from schemas.errors import HeadraceError
 
 _NAME: Final = "headrace-verify-"
-_BUFFERED: Final = 8 << 20
+_BUFFERED: Final = 4 << 20
 """Bytes of marks in memory, of all parts together, before they are written."""
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _KEPT_SECONDS: Final = 24 * 3600
