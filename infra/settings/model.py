@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -34,7 +33,7 @@ from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
 from infra.settings.section import NAME_PATTERN, Name, Section
 from infra.settings.storage_settings import STORAGE, STORAGE_WORDS, StorageName, VirtualStorageSettings
-from infra.settings.table_patterns import EVERY_TABLE, ambiguous
+from infra.settings.table_patterns import EVERY_TABLE, ambiguous, divided, matches
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -143,7 +142,7 @@ class SnapshotSettings(Section):
 
 
 def _matches(table: str, patterns: tuple[str, ...]) -> bool:
-    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
+    return matches(table, *divided(patterns))
 
 
 class DatabaseSettings(DatabaseLogin):
