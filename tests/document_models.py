@@ -63,6 +63,7 @@ class StatusOfSource(Document):
     lost_in_seconds: int | None
     waits_for: list[str]
     snapshot: Snapshot | None
+    snapshot_throttled_by: str | None
 
 
 class GivenTable(Document):

@@ -201,7 +201,8 @@ def verify(
 
     Exits with 1 if any are left, or if the migration gave something up. With --rows it compares every row of the
     source's table, or of each table of the migration, with the last event of its topic, and prints the keys that
-    differ; it exits with 1 if there are any. Table and topic may be in use; the producer must be running.
+    differ; it exits with 1 if there are any. Table and topic may be in use; the producer must be running. Its log says
+    how long that takes; killed and run again, it continues where it was.
     """
     if repair and not rows:
         raise UsageError(

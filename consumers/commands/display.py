@@ -13,7 +13,7 @@ from infra.guard import given_away
 from schemas.errors import printable
 
 if TYPE_CHECKING:
-    from consumers.compare.comparison import Comparison
+    from consumers.compare.judgement import Comparison
     from consumers.dead_letters.given_up import GivenUp
     from consumers.delivery.dead_letter_topic import Entry
 
@@ -38,6 +38,9 @@ def show_status(document: Mapping[str, Any], on: Console | None = None) -> None:
     for one in document["sources"]:
         if one.get("slot_status") in _SLOTS_IN_TROUBLE:
             line = f"{one['name']}: slot {one['slot']} is {one['slot_status']}; see `headrace check`"
+            console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
+        if one.get("snapshot_throttled_by"):
+            line = f"{one['name']}: snapshot throttled by {one['snapshot_throttled_by']}"
             console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
         if one.get("waits_for"):
             line = f"{one['name']}: its stream waits for {', '.join(one['waits_for'])}; see `headrace check`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from consumers.compare.comparison import Comparison
+from consumers.compare.judgement import Comparison
 from infra.postgres import connect
 from infra.settings.model import Settings
 from infra.state.history import Actor, OperatorAction, operator, record_action

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 
 import psycopg
@@ -32,13 +34,34 @@ _COLUMNS: Final = """
     SELECT attname, atttypid::bigint, atttypmod, format_type(atttypid, atttypmod) FROM pg_attribute
      WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
 """
+_ESTIMATE: Final = """
+    SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class c
+     WHERE c.oid IN (SELECT %(table)s::oid UNION SELECT relid FROM pg_partition_tree(%(table)s::oid) WHERE isleaf)
+       AND c.relkind <> 'p'
+"""
+"""Of the leaves of a partitioned table alone: an ANALYZE of the whole sets the root's as well."""
 _AT_ONCE: Final = 5_000
 RANGE_BYTES: Final = 32 << 20
 """The most that COPY sends at a time, but at least one row."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The rows of a range of keys, as message keys and encoded rows.
+
+    `upto` is the last key of the range as texts, None for the last range, which has no end.
+    """
+
+    keys: list[bytes]
+    rows: list[bytes]
+    upto: tuple[str, ...] | None
+
+
 class TableRows:
-    """One table. Keys are message keys without the schema's id. Raises UsageError if the table does not exist."""
+    """One table. Raises UsageError if the table does not exist.
+
+    Keys are message keys without the schema's id, but those of `ranges` and `keys_between` have bytes in its place.
+    """
 
     def __init__(
         self,
@@ -56,6 +79,7 @@ class TableRows:
         if found is None:
             raise UsageError(f"the database has no table {table}", remedy="give its name as schema.table")
         oid, partitioned = found
+        self._oid = int(oid)
         columns = connection.execute(_COLUMNS, (oid,)).fetchall()
         self._types = {name: kind for name, _, _, kind in columns}
         relation = Relation(
@@ -85,6 +109,22 @@ class TableRows:
         self._list = sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns)
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What distinguishes the table, its columns and its key from others."""
+        row = self._connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+        described = repr((self.row_fields, self._key, self._order))
+        return {
+            "server": row[0] if row else "",
+            "table": str(self._oid),
+            "columns": sha256(described.encode()).hexdigest(),
+        }
+
+    def estimated_rows(self) -> int:
+        """Return about how many rows the table has, as of its last ANALYZE or VACUUM; 0 if it had none."""
+        row = self._connection.execute(_ESTIMATE, {"table": self._oid}).fetchone()
+        return int(row[0]) if row else 0
+
+    @property
     def row_fields(self) -> object:
         """The fields of a row's Avro record, by which events with another schema are recognised."""
         return row_record(self._encoder.value_schema)["fields"]
@@ -97,9 +137,8 @@ class TableRows:
         """Return a row's columns."""
         return dict(self._decoder.decode(self._prefix + row).after or {})
 
-    def ranges(self, rows: int) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Yield the keys and the encoded rows of each range: `rows` of them, or fewer if they are wide."""
-        after: Sequence[str] | None = None
+    def ranges(self, rows: int, after: Sequence[str] | None = None) -> Iterator[KeyRange]:
+        """Yield the table range by range, from after a key: `rows` of them each, or fewer if they are wide."""
         planned = rows
         while True:
             upto = self._connection.execute(
@@ -111,16 +150,25 @@ class TableRows:
                     sql.Literal(planned - 1),
                 )
             ).fetchone()
-            range_ = sql.SQL("{} ORDER BY {}").format(self._where(after, upto), self._ascending)
-            lines = self._copy(range_)
-            yield self._encoded(lines)
+            lines = self._copy(self._between(after, upto))
             if not lines.whole:
                 upto = self._last_key(lines)
+            yield KeyRange(*self._encoded(lines), None if upto is None else tuple(upto))
             if upto is None:
                 return
             after = upto
             if lines.rows:
                 planned = min(rows, max(1, self._range_bytes * 3 // 4 * lines.rows // len(lines.data)))
+
+    def keys_between(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> Iterator[list[bytes]]:
+        """Yield the keys now in a range that `ranges` has read; None is the end of the table."""
+        whole = False
+        while not whole:
+            lines = self._copy(self._between(after, upto))
+            yield self._encoded(lines)[0]
+            whole = lines.whole
+            if not whole:
+                after = self._last_key(lines)
 
     def rows(self, keys: Sequence[bytes], check: Callable[[], object]) -> tuple[dict[bytes, bytes], int, Moment]:
         """Return the rows of the first of `keys`, how many keys were looked up, and when the rows were read.
@@ -143,7 +191,8 @@ class TableRows:
                 if not lines.whole:
                     at_once = max(1, len(part) // 2)
                     continue
-                found.update(zip(*self._encoded(lines), strict=True))
+                encoded, values = self._encoded(lines)
+                found.update(zip((key[HEADER_BYTES:] for key in encoded), values, strict=True))
                 start += len(part)
                 size += len(lines.data)
         return found, start, moment
@@ -163,13 +212,15 @@ class TableRows:
             compared(self._key_columns, "=", names, self._order),
         )
 
+    def _between(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
+        return sql.SQL("{} ORDER BY {}").format(self._where(after, upto), self._ascending)
+
     def _copy(self, where: sql.Composable) -> Lines:
         query = sql.SQL("COPY (SELECT {} FROM {} AS t {}) TO STDOUT").format(self._list, self._from, where)
         return copy_lines(self._connection, query.as_bytes(self._connection), most=self._range_bytes)
 
     def _encoded(self, lines: Lines) -> tuple[list[bytes], list[bytes]]:
-        keys, rows = self._encoder.encode_copy_chunk(lines.data, b"")
-        return [key[HEADER_BYTES:] for key in keys], rows
+        return self._encoder.encode_copy_chunk(lines.data, b"")
 
     def _last_key(self, lines: Lines) -> list[str]:
         names = list(self._types)

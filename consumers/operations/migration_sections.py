@@ -1,4 +1,4 @@
-"""Finds what the settings say about migrations that do not exist: sections and switches with a misspelt name.
+"""Finds mistakes of the settings that only indicators and migrations know, such as a section of none that exists.
 
 A migration whose file or section is broken exists all the same. Where a file cannot even be imported, the names in it
 are unknown: a section is then taken as its own if the file's text has the section's name.
@@ -7,14 +7,14 @@ are unknown: a section is then taken as its own if the file's text has the secti
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from consumers.contract.discovery import Broken
 from consumers.contract.migration import InvalidOptions
-from consumers.health.indicator import limits
 from consumers.operations import catalog
+from infra.health.indicator import Limit, limits
 from infra.settings.mistakes import Location, close_to
 from infra.settings.model import Settings, switches
 from schemas.errors import SettingsError, UsageError
@@ -72,6 +72,8 @@ def invalid(settings: Settings) -> Iterator[tuple[Location, str]]:
     """
     for each in unknown(settings):
         yield each.location, f"{each.problem}; {each.remedy}"
+    for name, database in sorted(settings.databases.items()):
+        yield from _of_health(("databases", name, "snapshot", "health"), database.snapshot.health)
     broken = catalog.broken(settings)
     for name, section in sorted(settings.migrations.items()):
         place: Location = ("migrations", name)
@@ -88,11 +90,15 @@ def invalid(settings: Settings) -> Iterator[tuple[Location, str]]:
             yield from error.found
         except UsageError as error:
             yield place, str(error)
-        for indicator, limit in section.health.items():
-            try:
-                limits({indicator: limit}, name)
-            except UsageError as error:
-                yield (*place, "health", indicator), str(error)
+        yield from _of_health((*place, "health"), section.health)
+
+
+def _of_health(place: Location, health: Mapping[str, Limit]) -> Iterator[tuple[Location, str]]:
+    for indicator, limit in health.items():
+        try:
+            limits({indicator: limit}, ".".join(map(str, place)))
+        except UsageError as error:
+            yield (*place, indicator), str(error)
 
 
 def is_declared(settings: Settings, name: str) -> bool:

@@ -287,6 +287,7 @@ def _source(settings: Settings, name: str, state: SourceState) -> dict[str, Any]
         "lsn": format_lsn(stream.commit_lsn) if stream is not None else None,
         **_seen_from_its_database(settings, name, stream),
         "snapshot": _snapshot(state.snapshots),
+        "snapshot_throttled_by": stream.snapshot_throttled_by if stream is not None else None,
     }
 
 

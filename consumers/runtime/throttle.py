@@ -6,8 +6,8 @@ import time
 from typing import Final
 
 from consumers.contract.migration import Migration
-from consumers.health.indicator import Health, Stop, Unknown, limits
 from consumers.ledger.target import Connection
+from infra.health.indicator import Health, Stop, limits, stops
 from infra.service import log, metrics
 from infra.settings.model import MigrationSettings
 
@@ -34,12 +34,12 @@ class Throttle:
     def __init__(self, settings: MigrationSettings, migration: Migration, member: str) -> None:
         self._migration = migration.name
         self._member = member
-        self._health = Health(limits(settings.health, migration.name), migration.writes or migration.tables)
+        self._health = Health(
+            limits(settings.health, f"migrations.{migration.name}.health"), migration.writes or migration.tables
+        )
         self._seconds = settings.health_seconds
         self._next = 0.0
         self._throttled = False
-        self._looked: set[str] = set()
-        self._unknown: set[str] = set()
         self._log = log.get(migration=migration.name)
         self.interval = min(settings.health_seconds, THROTTLED_CHECK_SECONDS)
         """The seconds between checks while throttled."""
@@ -56,14 +56,8 @@ class Throttle:
         signals = self._health.signals(connection)
         for name, signal in signals.items():
             metrics.THROTTLED.labels(self._migration, name).set(isinstance(signal, Stop))
-            if isinstance(signal, Unknown):
-                # One warning: an indicator that never answers would go unnoticed.
-                write = self._log.debug if name in self._unknown or name not in self._looked else self._log.warning
-                write("health unknown", indicator=name, reason=signal.reason)
-                self._unknown |= {name} & self._looked
-            self._looked.add(name)
-        reason = "; ".join(f"{name}: {signal.reason}" for name, signal in signals.items() if isinstance(signal, Stop))
-        if reason:
+        self._health.log_unknown(signals, self._log)
+        if reason := stops(signals):
             connection.execute(_RECORD, (self._migration, self._member, reason))
             if not self._throttled:
                 self._log.warning("consumer throttled", reason=reason)

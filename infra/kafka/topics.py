@@ -233,18 +233,27 @@ def written_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
     return _end_offsets(settings, topic, "read_uncommitted")
 
 
+def first_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
+    """Return partition → offset of the first record; empty if the topic does not exist."""
+    return _watermarks(settings, topic, "read_uncommitted", 0)
+
+
 def _end_offsets(settings: KafkaSettings, topic: str, isolation_level: str) -> dict[int, int]:
+    return _watermarks(settings, topic, isolation_level, 1)
+
+
+def _watermarks(settings: KafkaSettings, topic: str, isolation_level: str, which: int) -> dict[int, int]:
     with clients.reading(settings, isolation_level=isolation_level) as client:
         found = client.list_topics(topic, timeout=_TIMEOUT).topics.get(topic)
         partitions = sorted(found.partitions) if found is not None and is_there(found) else []
-        return {partition: _end_offset(client, TopicPartition(topic, partition)) for partition in partitions}
+        return {partition: _watermark(client, TopicPartition(topic, partition), which) for partition in partitions}
 
 
-def _end_offset(client: Consumer, place: TopicPartition) -> int:
+def _watermark(client: Consumer, place: TopicPartition, which: int) -> int:
     deadline = time.monotonic() + _TIMEOUT
     while True:
         try:
-            return int(client.get_watermark_offsets(place, timeout=_TIMEOUT)[1])
+            return int(client.get_watermark_offsets(place, timeout=_TIMEOUT)[which])
         except KafkaException as error:
             if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
                 raise

@@ -55,6 +55,11 @@ CHUNK_TIME: Final = Histogram(
     ["source"],
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+SNAPSHOT_THROTTLED: Final = Gauge(
+    "headrace_snapshot_throttled",
+    "1 while a database health indicator throttles the source's snapshots.",
+    ["source", "indicator"],
+)
 STANDBY_AWAITED: Final = Gauge(
     "headrace_standby_awaited", "1 while the source's stream waits for a standby to confirm.", ["source"]
 )

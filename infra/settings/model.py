@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -34,7 +33,7 @@ from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
 from infra.settings.section import NAME_PATTERN, Name, Section
 from infra.settings.storage_settings import STORAGE, STORAGE_WORDS, StorageName, VirtualStorageSettings
-from infra.settings.table_patterns import EVERY_TABLE, ambiguous
+from infra.settings.table_patterns import EVERY_TABLE, ambiguous, divided, matches
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -142,10 +141,17 @@ class SnapshotSettings(Section):
     max_retained_wal_mb: int = Field(default=256, ge=1)
     """The limit of WAL that the slot retains while its producer runs, in MiB. Well before it, the snapshot yields to
     the stream, and heartbeats become more frequent."""
+    max_mb_per_second: float = Field(default=0, ge=0)
+    """Maximum of MB that are read per second while tables are copied, as text; 0: no limit."""
+    health_seconds: float = Field(default=10, gt=0)
+    """Interval of the database health checks while tables are copied."""
+    health: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Indicator → its limit, above which it throttles the snapshot, or true for its default; only those named here are
+    checked, see docs/how-to/running.md."""
 
 
 def _matches(table: str, patterns: tuple[str, ...]) -> bool:
-    return any(table == pattern or fnmatchcase(table, pattern) for pattern in patterns)
+    return matches(table, *divided(patterns))
 
 
 class DatabaseSettings(DatabaseLogin):

@@ -8,13 +8,15 @@ with different gitlab schemas, neither of which is more specific, are ambiguous,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from functools import cache, lru_cache
 from itertools import combinations
 from typing import Final
 
 Pattern = re.Pattern[str]
 
+_WILDCARD: Final = re.compile(r"[*?\[]")
 EVERY_TABLE: Final = "*.*"
 """The pattern that matches every table, and is less specific than any other."""
 
@@ -22,6 +24,20 @@ EVERY_TABLE: Final = "*.*"
 def is_pattern(key: str) -> bool:
     """Whether a key of `table_schemas` matches more than the table of that name."""
     return "*" in key or "?" in key
+
+
+def matches(table: str, names: Collection[str], wildcards: Iterable[str]) -> bool:
+    """Whether one of `names` is `table`, or one of `wildcards` matches it; see `divided`."""
+    return table in names or any(fnmatchcase(table, pattern) for pattern in wildcards)
+
+
+@lru_cache(maxsize=64)
+def divided(patterns: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return all of `patterns`, as names, and those of them with wildcards.
+
+    A thousand tables that are named in full are then not each compared with a thousand patterns.
+    """
+    return frozenset(patterns), tuple(pattern for pattern in patterns if _WILDCARD.search(pattern))
 
 
 def matching(table: str, table_schemas: Mapping[str, str]) -> str | None:

@@ -42,9 +42,8 @@ def history(
         headrace history skip_resets --since 7d
 
     Each pause, resume, replay, retry, discard, repair, snapshot, switchover, guard, schema release and cleanup is
-    recorded in the transaction that does it, in the database that it concerns; all databases are asked, and the newest is
-    last. What was
-    refused is not recorded.
+    recorded in the transaction that does it, in the database that it concerns; all databases are asked, and the newest
+    is last. What was refused is not recorded.
     """
     from infra.settings.file import load_settings
     from infra.state.history import whole_history

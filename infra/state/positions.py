@@ -35,7 +35,8 @@ class StreamState(_Record):
     (only recorded while tables are copied). `ts_ms` is the commit time of the last transaction. `instance` is the
     process that wrote the record: a producer that finds another's there was superseded. `timeline` is the server's for
     these positions; 0: unknown. `log_bytes_per_second` is the rate of WAL over `log_seconds`. `refused_request` is the
-    reason why the last request to re-snapshot a table was refused, if it was.
+    reason why the last request to re-snapshot a table was refused, if it was. `snapshot_throttled_by` are the health
+    indicators that throttle the copy of tables, with their reasons; None if none does.
     """
 
     source: str
@@ -51,6 +52,7 @@ class StreamState(_Record):
     log_bytes_per_second: float | None = None
     log_seconds: float = 0.0
     refused_request: str | None = None
+    snapshot_throttled_by: str | None = None
 
     @property
     def position(self) -> Position:

@@ -94,11 +94,13 @@ class Commits:
         left_out: Mapping[str, SnapshotState] = MappingProxyType({}),
         *,
         confirm: Callable[[Lsn], object] = lambda _: None,
+        throttled_by: str | None = None,
     ) -> Restart | None:
         """Publish pending records and the position in one Kafka transaction; then `confirm` the position to the slot.
 
         Records of tables that are `left_out` restart nothing: such a table is re-snapshotted at a later start, once it
-        can be captured again. Raises OwnershipMoved once the source has no table left.
+        can be captured again. `throttled_by` is recorded for `headrace status`. Raises OwnershipMoved once the source
+        has no table left.
         """
         capture = self._capture
         self.send()
@@ -123,7 +125,7 @@ class Commits:
         self.send()
         if capture.unseen.xids:
             capture.unseen.visible_in(current_moment(self._sql).snapshot)
-        self._relay.record(self._records(changed))
+        self._relay.record(self._records(changed, throttled_by))
         self._relay.commit()
         self._count()
         capture.moved = False
@@ -147,13 +149,15 @@ class Commits:
         changed.update((feed.table.name, feed.state) for feed in self._capture.settle())
         return changed
 
-    def _records(self, changed: Mapping[str, SnapshotState | None]) -> list[tuple[bytes, BaseModel | None]]:
+    def _records(
+        self, changed: Mapping[str, SnapshotState | None], throttled_by: str | None
+    ) -> list[tuple[bytes, BaseModel | None]]:
         source, capture = self._identity.source, self._capture
         records: list[tuple[bytes, BaseModel | None]] = [
             (record_key(source, table), state) for table, state in changed.items()
         ]
         records += ((handover_key(source, name), given) for name, given in capture.handovers.items())
-        return [*records, *capture.strays.records(), (record_key(source), self._stream_state())]
+        return [*records, *capture.strays.records(), (record_key(source), self._stream_state(throttled_by))]
 
     def _count(self) -> None:
         source, capture = self._identity.source, self._capture
@@ -167,7 +171,7 @@ class Commits:
         metrics.CONFIRMED_LSN.labels(source).set(capture.confirmed)
         metrics.COMMIT_TIME.labels(source).set(capture.commit_ms / 1000)
 
-    def _stream_state(self) -> StreamState:
+    def _stream_state(self, throttled_by: str | None) -> StreamState:
         identity, capture, rate = self._identity, self._capture, self._slot_monitor.rate
         return StreamState(
             source=identity.source,
@@ -183,4 +187,5 @@ class Commits:
             log_bytes_per_second=rate.bytes_per_second if rate else None,
             log_seconds=rate.seconds if rate else 0.0,
             refused_request=self._requests.refused,
+            snapshot_throttled_by=throttled_by,
         )

@@ -44,11 +44,13 @@ _AIM: Final = 0.75
 class Choice:
     """The table to read next, None when no table can be read now.
 
-    `waits` when only old transactions or other sessions' locks prevent it: the stream need not pause for those.
+    `waits` when only old transactions, other sessions' locks or a limit prevent it: the stream need not pause for
+    those, and another table is chosen after so many `seconds`.
     """
 
     feed: TableFeed | None
     waits: bool = False
+    seconds: float = BARRIER_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,14 @@ class Copied:
 
 
 class Turns:
-    """Tracks which tables are set aside and until when, and how many rows of each table the next chunk should have."""
+    """Tracks which tables are set aside and until when, and how many rows of each table the next chunk should have.
 
-    def __init__(self, lines: log.Log) -> None:
+    A chunk is planned for at most `chunk_bytes`.
+    """
+
+    def __init__(self, lines: log.Log, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._log = lines
+        self._chunk_bytes = chunk_bytes
         self._aside: dict[str, tuple[float, int]] = {}
         self._logged: dict[str, float] = {}
         self._rows: dict[str, int] = {}
@@ -96,7 +102,7 @@ class Turns:
         self._aside.pop(feed.table.name, None)
         self._logged.pop(feed.table.name, None)
         if rows:
-            self._rows[feed.table.name] = max(1, int(CHUNK_BYTES * _AIM * rows / max(1, size)))
+            self._rows[feed.table.name] = max(1, int(self._chunk_bytes * _AIM * rows / max(1, size)))
 
 
 def choose(
@@ -106,17 +112,20 @@ def choose(
     unseen: Unseen,
     stop: threading.Event,
     lines: log.Log,
+    *,
+    limited: float = 0,
 ) -> Choice:
     """Wait briefly for the barrier, and return a table that may be read now.
 
     No chunk is read before everything that the stream has passed is visible, and every transaction that began before
-    the table was published has ended.
+    the table was published has ended. With `limited`, for so many seconds only rows are read that have to be read by
+    key.
     """
     deadline = time.monotonic() + BARRIER_SECONDS
     while not stop.is_set():
         snapshot = current_moment(connection).snapshot
         visible = unseen.visible_in(snapshot)
-        waiting = (feed for feed in feeds if feed.copying and feed.readable)
+        waiting = (feed for feed in feeds if feed.copying and (feed.rows_due if limited else feed.readable))
         found, ready = False, False
         # Not all of a thousand tables for each one that is copied: the first that may be read ends the search.
         for feed in waiting:
@@ -125,6 +134,8 @@ def choose(
                 ready = True
                 if visible and (feed.rows_due or feed.state.not_before <= snapshot.xmin):
                     return Choice(feed)
+        if not found and limited:
+            return Choice(None, waits=True, seconds=min(limited, BARRIER_SECONDS))
         if not ready:
             return Choice(None, waits=found)
         if visible or time.monotonic() > deadline:

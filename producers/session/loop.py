@@ -26,7 +26,8 @@ from infra.state.positions import SnapshotState
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
 from producers.session.commits import Commits, Restart
-from producers.session.copy_phase import BARRIER_SECONDS, Choice, Copied, CopyLog, Turns
+from producers.session.copy_limits import CopyLimits
+from producers.session.copy_phase import Choice, Copied, CopyLog, Turns
 from producers.session.slot_monitor import SlotMonitor
 from producers.snapshot.reader import TableGone
 from producers.source.schema_changes import TableStopped
@@ -79,6 +80,7 @@ class Parts:
     choose: Callable[[], Choice]
     copy_chunk: Callable[[TableFeed, Position, int], Copied | None]
     turns: Turns
+    limits: CopyLimits
     beat: Callable[[], Lsn]
     watch: TableWatch
     topic_watch: TopicWatch
@@ -99,7 +101,7 @@ class Session:
         self._pace = timing
         self._log = log.get(**{log.SOURCE: parts.source})
         self._heartbeat_due = 0.0
-        self._waits = False
+        self._wait_seconds = 0.0
         self._restart: Restart | None = None
         self._small: list[tuple[TableFeed, Copied, float]] = []
         """Chunks that were read and are not committed, each with the time at which its reading began."""
@@ -109,12 +111,13 @@ class Session:
         with translated(self._parts.address):
             while self._running:
                 if self._copying:
-                    self._waits = False
+                    self._wait_seconds = 0.0
                     self._copy_phase()
-                    # A copy that waits for running transactions does not delay the stream.
+                    # A copy that waits for running transactions, or is throttled, does not delay the stream.
                     if self._restart is None:
-                        self._stream_phase(until=self._heartbeat(), seconds=BARRIER_SECONDS if self._waits else 0)
+                        self._stream_phase(until=self._heartbeat(), seconds=self._wait_seconds)
                 else:
+                    self._parts.limits.leave()
                     self._stream_phase(until=None)
         return self._restart
 
@@ -134,7 +137,7 @@ class Session:
         while self._running and time.monotonic() < deadline:
             THIS.advance()
             choice = self._parts.choose()
-            self._waits = choice.waits
+            self._wait_seconds = choice.seconds if choice.waits else 0.0
             if choice.feed is None:
                 break
             try:
@@ -158,6 +161,7 @@ class Session:
             return None
         if copied is None:
             return None
+        parts.limits.took(copied.size)
         self._small.append((feed, copied, began))
         rows = sum(each.rows for _, each, _ in self._small)
         # Small tables share a Kafka transaction, whose commit takes longer than their rows.
@@ -212,6 +216,10 @@ class Session:
                     return
             elif not pending:
                 committed = now
+                # Nothing may come before the next heartbeat, which is later than a limit of the copy allows.
+                reached = until is not None and capture.position.commit_lsn >= until and now >= enough
+                if reached and not self._commits.pending:
+                    return
             hurries = self._parts.slot_monitor.hurries(self._stream.received)
             if now >= self._heartbeat_due or capture.met_stranger or hurries:
                 self._heartbeat()
@@ -235,4 +243,5 @@ class Session:
         return lsn
 
     def _commit(self, states: Iterable[tuple[str, SnapshotState | None]] = ()) -> None:
-        self._restart = self._commits.commit(states, confirm=self._stream.confirm)
+        throttled_by = self._parts.limits.throttled_by
+        self._restart = self._commits.commit(states, confirm=self._stream.confirm, throttled_by=throttled_by)

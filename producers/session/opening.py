@@ -32,6 +32,7 @@ from producers.publish.table_publisher import TableFeed
 from producers.session import acquire, handover, resume
 from producers.session.acquire import begin_stream, open_feeds, prepare_topics, take_session, take_slot
 from producers.session.commits import Commits, Identity, Restart
+from producers.session.copy_limits import CopyLimits, snapshot_limits
 from producers.session.copy_phase import CopyLog, Turns, choose, copy_chunk
 from producers.session.handover import Found
 from producers.session.loop import USUAL, Parts, Session, Timing
@@ -93,6 +94,7 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     settings, source, database = start.settings, start.source, start.settings.database(start.source)
     lines = log.get(**{log.SOURCE: source})
     slot = slots.slot_name(settings, source, database)
+    snapshot_limits(source, database.snapshot)  # a mistake there is reported before another producer is fenced
     sql.execute(acquire.SESSION)
     watch = TableWatch(sql, source, database.publication, lines)
     # One reader: it reads the topic from its start once, and continues from there at each later call.
@@ -183,7 +185,9 @@ def _reading(
     stream = take_slot(sql, database.address, source, slot, database.publication, capture.confirmed, start.stop)
     opened.callback(stream.close)
     sql.execute(_PATIENCE)
-    turns = Turns(lines)
+    tables = [feed.table.name for feed in feeds]
+    limits = CopyLimits(source, database.snapshot, snapshot_limits(source, database.snapshot), tables)
+    turns = Turns(lines, limits.chunk_bytes)
     return Parts(
         source=source,
         address=database.address,
@@ -194,9 +198,10 @@ def _reading(
         feeds=feeds,
         capture=capture,
         commits=commits,
-        choose=lambda: choose(sql, feeds, turns, capture.unseen, start.stop, lines),
+        choose=lambda: choose(sql, feeds, turns, capture.unseen, start.stop, lines, limited=limits.wait(sql)),
         copy_chunk=partial(copy_chunk, sql, watch, turns),
         turns=turns,
+        limits=limits,
         beat=partial(beat, sql),
         watch=watch,
         topic_watch=TopicWatch(start.settings.kafka),

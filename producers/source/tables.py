@@ -14,6 +14,7 @@ from infra.postgres.connect import one_line
 from infra.postgres.key_order import Operators
 from infra.settings.model import DatabaseSettings
 from infra.settings.table_labels import TableLabels
+from infra.settings.table_patterns import divided, matches
 from producers.source import partitions
 from producers.source.partitions import Partitions
 from producers.source.table_keys import TableKey, order_of, read_columns, read_keys
@@ -143,7 +144,7 @@ def captured_tables(
     patterns = tuple(pattern for pattern in settings.tables if pattern not in leave_out)
     chosen = sorted(set(_chosen(patterns, by_name, database)) - set(leave_out))
     for pattern in settings.upsert_tables:
-        if not any(name == pattern or fnmatchcase(name, pattern) for name in {*chosen, *leave_out}):
+        if not any(matches(name, *divided((pattern,))) for name in {*chosen, *leave_out}):
             raise MissingTable(
                 f"databases.{database}.upsert_tables names {pattern}, but no such table is captured",
                 remedy=f"correct it, or add the table to databases.{database}.tables",
@@ -202,13 +203,14 @@ def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -
 
 
 def _chosen(patterns: tuple[str, ...], by_name: Mapping[str, dict[str, Any]], database: str) -> Iterator[str]:
+    _, wildcards = divided(patterns)
     for pattern in patterns:
         # A partition's rows are published as its root's; it is captured by itself only if named in full.
-        matching = [
-            name
-            for name, table in by_name.items()
-            if name == pattern or (fnmatchcase(name, pattern) and not table["is_partition"])
-        ]
+        matching = [pattern] if pattern in by_name else []
+        if pattern in wildcards:
+            matching += [
+                name for name, table in by_name.items() if fnmatchcase(name, pattern) and not table["is_partition"]
+            ]
         if not matching:
             raise MissingTable(
                 f"databases.{database}.tables names {pattern}, but the database has no such ordinary table"

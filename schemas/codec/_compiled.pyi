@@ -34,6 +34,26 @@ def libpq_lines(
     -2: nothing until the server sends more, -3: nothing, since the connection was lost.
     """
 
+def topic_marks(
+    records: list[Any],
+    ends: dict[int, int],
+    reached: dict[int, int],
+    known: list[tuple[bytes, bool]],
+    learn: Callable[[bytes], object],
+    secret: bytes,
+    /,
+) -> tuple[bytes, list[Any]]:
+    """Return what `topic_marks` of consumers/compare/marks.py does."""
+
+def table_marks(keys: list[bytes], rows: list[bytes], place: int, secret: bytes, /) -> bytes:
+    """Return what `table_marks` of consumers/compare/marks.py does."""
+
+def scatter(marks: bytes, parts: list[bytearray], /) -> None:
+    """Append each mark to its part, as `scatter` of consumers/compare/marks.py does."""
+
+def differences(topic: bytes, later: bytes, table: bytes, /) -> bytes:
+    """Return what `differences` of consumers/compare/marks.py does."""
+
 def mentions(value: bytes, needles: tuple[bytes, ...], /) -> bool:
     """Return whether `value` contains one of `needles`."""
 

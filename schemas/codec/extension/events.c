@@ -2,7 +2,7 @@
  *
  * For any other record it returns None and leaves it to the Python reader: errors are decided in one place. */
 
-#include "codec.h"
+#include "varint.h"
 
 /* The type of a column's branch 1; branch 0 is null. In the order of _SHAPES in schemas/codec/projection.py. */
 typedef enum { CELL_BOOLEAN, CELL_LONG, CELL_FOUR, CELL_EIGHT, CELL_TEXT, CELL_BYTES, CELL_SHAPES } CellShape;
@@ -20,21 +20,6 @@ typedef struct {
 } Reader;
 
 /* --- bytes --- */
-
-/* Returns the end of the varint at `at`, and its value; NULL if it is truncated or longer than 9 bytes. */
-static const char *take_long(const char *at, const char *end, int64_t *value)
-{
-    uint64_t raw = 0;
-    for (int shift = 0; shift < 63 && at < end; shift += 7) {
-        unsigned char byte = (unsigned char)*at++;
-        raw |= (uint64_t)(byte & 0x7F) << shift;
-        if (byte < 0x80) {
-            *value = (int64_t)(raw >> 1) ^ -(int64_t)(raw & 1);
-            return at;
-        }
-    }
-    return NULL;
-}
 
 /* Returns the end of the content at `at`, and its start in `content`; NULL if it is truncated. */
 static const char *take_content(CellShape shape, const char *at, const char *end, const char **content, int64_t *number)

@@ -4,13 +4,17 @@
 
 #include "codec.h"
 
-#define CODEC_VERSION 6 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
+#define CODEC_VERSION 7 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
 
 static PyMethodDef module_methods[] = {
     CODEC_METHOD("copy_data", codec_copy_data),
+    CODEC_METHOD("differences", codec_differences),
     CODEC_METHOD("libpq_lines", codec_libpq_lines),
     CODEC_METHOD("mentions", codec_mentions),
+    CODEC_METHOD("scatter", codec_scatter),
     {"sift", codec_sift, METH_VARARGS, NULL},
+    {"table_marks", codec_table_marks, METH_VARARGS, NULL},
+    {"topic_marks", codec_topic_marks, METH_VARARGS, NULL},
     CODEC_METHOD("tuple_row", codec_tuple_row),
     {0},
 };
@@ -37,7 +41,7 @@ static int module_exec(PyObject *module)
     Py_DECREF(events);
     if (state->unchanged == NULL || name_method(&state->error, "error") < 0 || name_method(&state->topic, "topic") < 0 ||
         name_method(&state->partition, "partition") < 0 || name_method(&state->offset, "offset") < 0 ||
-        name_method(&state->value, "value") < 0)
+        name_method(&state->key, "key") < 0 || name_method(&state->value, "value") < 0)
         return -1;
     if (add_type(module, &codec_plan_spec, &state->plan_type) < 0 ||
         add_type(module, &codec_row_spec, &state->row_type) < 0 ||
@@ -67,6 +71,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->topic);
     Py_CLEAR(state->partition);
     Py_CLEAR(state->offset);
+    Py_CLEAR(state->key);
     Py_CLEAR(state->value);
     return 0;
 }

@@ -2,8 +2,6 @@
 
 #include "codec.h"
 
-#define CODEC_HEADER_BYTES 5 /* in Confluent's wire format, see schemas/wire.py */
-
 static int contains(const char *text, size_t size, const char *needle, size_t length)
 {
     if (length == 0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from consumers.commands import display
-from consumers.compare.comparison import Comparison
+from consumers.compare.judgement import Comparison
 from consumers.delivery.dead_letter_topic import Entry
 from consumers.ledger.progress import Place
 from schemas.positions import Offset

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from consumers.compare.comparison import Comparison, compare
+from consumers.compare import marking
+from consumers.compare.comparison import compare
+from consumers.compare.judgement import Comparison
 from consumers.compare.repair import request_repair
+from consumers.compare.table_rows import KeyRange, TableRows
 from consumers.testing.waiting import PATIENCE, until
 from infra.kafka import clients
 from infra.postgres.control import ensure_control_schema
@@ -177,6 +180,43 @@ def test_missing_extra_differing_and_unreadable_rows_are_reported_and_re_snapsho
         return (again.missing, again.differing, len(again.extra)) == ([], [], 1)
 
     until(repaired, "the rows are re-snapshotted")
+
+
+class Killed(BaseException):
+    """The end of a process, which nothing catches."""
+
+
+def test_killed_comparison_continues_where_it_was(
+    settings: Settings,
+    connection: Connection,
+    producer: threading.Event,
+    stopping: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    poison(settings, connection)
+    monkeypatch.setattr(marking, "_RANGE_ROWS", 500)
+    monkeypatch.setattr(marking, "_SAVE_SECONDS", -1.0)
+    begun: list[Sequence[str] | None] = []
+    ranges = TableRows.ranges
+
+    def killed_in_the_fifth(self: TableRows, rows: int, after: Sequence[str] | None = None) -> Iterator[KeyRange]:
+        begun.append(after)
+        for number, each in enumerate(ranges(self, rows, after)):
+            if len(begun) == 1 and number == 4:
+                raise Killed
+            yield each
+
+    monkeypatch.setattr(TableRows, "ranges", killed_in_the_fifth)
+    with pytest.raises(Killed):
+        compare(settings, "main", TABLE, stopping)
+    found = compare(settings, "main", TABLE, stopping)
+    assert begun == [None, ("2000",)]
+    assert found.rows == 5_000
+    assert (found.missing, found.extra) == ([{"id": 20}], [{"id": 9_999_999}])
+    assert [one["id"] for one in found.differing] == [10, 30]
+    # It is over: the next one begins with the first row.
+    assert compare(settings, "main", TABLE, stopping).rows == 5_000
+    assert begun[2:] == [None]
 
 
 @pytest.mark.parametrize("ahead", [-1_000_000_000, 1_000, 2**31 + 10, 2**32 - 200_000])

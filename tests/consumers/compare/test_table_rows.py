@@ -6,6 +6,7 @@ import pytest
 
 from consumers.compare.table_rows import TableRows
 from infra.postgres.connect import connect
+from schemas.wire import HEADER_BYTES
 from tests.conftest import Database
 
 pytestmark = pytest.mark.stack
@@ -22,13 +23,21 @@ def test_ranges_and_lookups_use_the_operators_of_the_keys_type(database: Databas
     )
     with connect(database.dsn, name="test", reading=True) as connection:
         rows = TableRows(connection, "public.things", "gitlab_main", key)
-        ranges = [keys for keys, _ in rows.ranges(7)]
-        assert {len(keys) for keys in ranges[:-1]} == {7}
-        every = [each for keys in ranges for each in keys]
+        found = list(rows.ranges(7))
+        assert {len(each.keys) for each in found[:-1]} == {7}
+        assert [each.upto is None for each in found] == [False] * (len(found) - 1) + [True]
+        again = [each.keys for each in rows.ranges(7, found[9].upto)]
+        assert again == [each.keys for each in found[10:]]
+        (between,) = rows.keys_between(found[9].upto, found[10].upto)
+        assert between == found[10].keys
+        every = [key[HEADER_BYTES:] for each in found for key in each.keys]
         assert len(every) == len(set(every)) == 500
-        found, looked, _ = rows.rows(every, lambda: None)
-        assert found.keys() == set(every)
+        rows_of, looked, _ = rows.rows(every, lambda: None)
+        assert rows_of.keys() == set(every)
         assert looked == 500
+        assert rows.estimated_rows() == 0
+        connection.execute("ANALYZE public.things")
+        assert rows.estimated_rows() == 500
 
 
 def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database) -> None:
@@ -38,9 +47,13 @@ def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database) -> None:
     )
     with connect(database.dsn, name="test", reading=True) as connection:
         rows = TableRows(connection, "public.wide", "gitlab_main", ["id"], range_bytes=2 << 20)
-        ranges = [keys for keys, _ in rows.ranges(50_000)]
+        ranges = [each.keys for each in rows.ranges(50_000)]
         assert max(map(len, ranges)) <= 10, "a reading more than the bound"
-        every = [each for keys in ranges for each in keys]
+        assert len(list(rows.keys_between(None, None))) > 3
+        assert [key for keys in rows.keys_between(None, None) for key in keys] == [
+            key for keys in ranges for key in keys
+        ]
+        every = [key[HEADER_BYTES:] for keys in ranges for key in keys]
         assert len(every) == len(set(every)) == 40
         seen: set[bytes] = set()
         while every:
@@ -50,3 +63,14 @@ def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database) -> None:
             seen |= found.keys()
             every = every[looked:]
         assert len(seen) == 40
+
+
+def test_rows_of_a_partitioned_table_are_estimated_once(database: Database) -> None:
+    database.connect().execute(
+        "CREATE TABLE public.parts (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        " CREATE TABLE public.low PARTITION OF public.parts FOR VALUES FROM (0) TO (100);"
+        " CREATE TABLE public.high PARTITION OF public.parts FOR VALUES FROM (100) TO (1000);"
+        " INSERT INTO public.parts SELECT generate_series(0, 499); ANALYZE public.parts"
+    )
+    with connect(database.dsn, name="test", reading=True) as connection:
+        assert TableRows(connection, "public.parts", "gitlab_main", ["id"]).estimated_rows() == 500

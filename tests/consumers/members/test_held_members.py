@@ -23,9 +23,9 @@ import pytest
 from confluent_kafka import KafkaException
 from psycopg.conninfo import make_conninfo
 
-from consumers.health.indicator import indicators
 from consumers.operations.status import gather
 from consumers.testing.waiting import PATIENCE, until
+from infra.health.indicator import indicators
 from infra.kafka import clients
 from infra.settings.file import load_settings
 from infra.settings.model import Settings

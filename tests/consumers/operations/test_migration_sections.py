@@ -86,6 +86,9 @@ def test_every_mistake_of_the_sections_is_found_with_its_key(folder: Path) -> No
     text = """
 [databases.main]
 dsn = "postgresql://h/d"
+[databases.main.snapshot.health]
+replica_lag = "much"
+archive = 10
 [migrations.skip_resets]
 clear_shiped_columns = true
 clear_shipped_columns = "perhaps"
@@ -104,6 +107,7 @@ archive = "many"
         (*at, "bach_size"),
         (*at, "health", "temperature"),
         (*at, "health", "archive"),
+        ("databases", "main", "snapshot", "health", "replica_lag"),
     }
     assert "did you mean main?" in found[*at, "database"]
     assert "did you mean clear_shipped_columns?" in found[*at, "clear_shiped_columns"]

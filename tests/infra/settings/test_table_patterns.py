@@ -8,7 +8,8 @@ from functools import cache
 
 import pytest
 
-from infra.settings.table_patterns import EVERY_TABLE, ambiguous, includes, matching
+from infra.settings import table_patterns
+from infra.settings.table_patterns import EVERY_TABLE, ambiguous, divided, includes, matches, matching
 
 WORDS = ["".join(each) for length in range(6) for each in itertools.product("ab-", repeat=length)]
 PATTERNS = ["".join(each) for length in range(4) for each in itertools.product("ab*?", repeat=length)]
@@ -86,3 +87,33 @@ def test_overlapping_patterns_of_different_gitlab_schemas_are_ambiguous(pair: tu
 
 def test_patterns_without_a_common_table_are_not_ambiguous() -> None:
     assert ambiguous({"public.a*": "gitlab_main", "public.b*": "gitlab_ci", "other.*": "gitlab_sec"}) is None
+
+
+def test_table_is_matched_by_its_name_or_by_a_wildcard() -> None:
+    patterns = ("public.users", "public.p_*", "ci.?", "a.t[12]")
+    expected = {
+        "public.users": True,
+        "public.users2": False,
+        "public.p_": True,
+        "public.p_x.y": True,
+        "ci.a": True,
+        "ci.ab": False,
+        "a.t1": True,
+        "a.t[12]": True,
+        "a.t3": False,
+    }
+    assert {table: matches(table, *divided(patterns)) for table in expected} == expected
+
+
+def test_tables_named_in_full_are_not_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def noted(table: str, pattern: str) -> bool:
+        compared.append(pattern)
+        return False
+
+    monkeypatch.setattr(table_patterns, "fnmatchcase", noted)
+    names = tuple(f"public.t{number}" for number in range(1_000))
+    assert all(matches(name, *divided((*names, "ci.*"))) for name in names)
+    assert not matches("public.other", *divided((*names, "ci.*")))
+    assert compared == ["ci.*"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import psycopg
@@ -49,6 +49,10 @@ class World:
     """Whether each read returns something."""
     lag: int = 0
     """How many reads do not reach the heartbeat."""
+    held: int = 0
+    """How often no table may be read, because of a limit."""
+    idle: bool = False
+    """Whether nothing comes after the first read."""
     hurry: bool = False
     heartbeats_fail: bool = False
     journal: list[str] = field(default_factory=list)
@@ -58,6 +62,8 @@ class World:
         self.feed = feed(MemoryRegistry(), done() if self.whole else None)
         self.capture = Capture([self.feed], Position(Lsn(1), 0), Lsn(1), Unseen([]))
         self.aside: list[str] = []
+        self.sizes: list[int] = []
+        self.throttles: list[str | None] = []
         self.logged: list[TableFeed] = []
 
     def did(self, what: str) -> None:
@@ -75,7 +81,7 @@ class World:
 
     def read(self, _limit: int, _seconds: float) -> Iterable[Any]:
         self.did("read")
-        self.capture.moved = True
+        self.capture.moved = not self.idle or self.journal.count("read") == 1
         self.lag -= 1
         self.capture.position = Position(BEHIND if self.lag < 0 else Lsn(BEHIND - 1), 0)
         return [Origin(Lsn(1), "elsewhere")] if self.busy else ()
@@ -85,13 +91,19 @@ class World:
     def send(self) -> None:
         """Nothing is collected."""
 
-    def commit(self, states: Iterable[tuple[str, Any]] = (), *, confirm: Any) -> Restart | None:
+    def commit(
+        self, states: Iterable[tuple[str, Any]] = (), *, confirm: Any, throttled_by: str | None
+    ) -> Restart | None:
+        self.throttles.append(throttled_by)
         self.did(f"commit {' '.join(name for name, _ in states)}".strip())
         self.capture.moved = False
         confirm(self.capture.confirmed)
         return self.restarts.pop(0) if self.restarts else None
 
     def choose(self) -> Choice:
+        if self.held:
+            self.held -= 1
+            return Choice(None, waits=True, seconds=0.2 if self.idle else 0)
         if self.chunks and self.small:
             self.small -= 1
             return Choice(feed(MemoryRegistry(), done()))
@@ -116,6 +128,16 @@ class World:
 
     noted = look
 
+    # The limits of the copy.
+
+    throttled_by: str | None = None
+
+    def took(self, size: int) -> None:
+        self.sizes.append(size)
+
+    def leave(self) -> None:
+        self.throttled_by = None
+
     def copied(self, feed: TableFeed, _chunk: Copied) -> None:
         self.logged.append(feed)
 
@@ -130,8 +152,8 @@ class World:
         parts = Parts(
             source="main", address=Address("host=nowhere"), settings=SnapshotSettings(chunk_rows=self.chunk_rows),
             sql=this, stream=this, incoming=this, feeds=[self.feed], capture=self.capture, commits=this,
-            choose=self.choose, copy_chunk=self.copy_chunk, turns=this, beat=self.beat, watch=this, topic_watch=this,
-            slot_monitor=this, copy_log=this,
+            choose=self.choose, copy_chunk=self.copy_chunk, turns=this, limits=this, beat=self.beat, watch=this,
+            topic_watch=this, slot_monitor=this, copy_log=this,
         )  # fmt: skip
         return Session(parts, self.stop, timing).work()
 
@@ -253,3 +275,26 @@ def test_failed_heartbeat_does_not_stop_the_session() -> None:
     world = World(chunks=[Lsn(5)], whole=False, heartbeats_fail=True, steps=12)
     assert world.run() is None
     assert world.journal.count("read") > 1
+
+
+def test_throttled_copy_gives_its_turn_to_the_stream_and_is_recorded() -> None:
+    world = World(chunks=[Lsn(5)], whole=False, steps=20)
+    world.throttled_by = "replica_lag: a standby is behind"
+    world.held = 2
+    world.run()
+    turns = world.journal[: world.journal.index("chunk")]
+    assert turns.count("heartbeat") == 2
+    assert turns.count("commit") >= 2
+    assert world.throttles[0] == "replica_lag: a standby is behind"
+    assert world.sizes == [10]
+
+
+def test_stream_returns_to_a_limited_copy_though_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(1_000)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock) / 100)
+    world = World(chunks=[Lsn(5)], whole=False, steps=60, held=1, idle=True)
+    world.run()
+    before = world.journal[: world.journal.index("chunk")]
+    assert before.count("commit") == 1
+    assert before.count("read") > 3
+    assert before.count("heartbeat") == 1

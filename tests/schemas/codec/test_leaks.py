@@ -37,8 +37,8 @@ def fails(*arguments: object) -> object:
 class Record:
     """A record of Kafka whose methods answer, or one of which fails."""
 
-    def __init__(self, value: object, *, failing: str = "", offset: object = 5) -> None:
-        self._value, self._failing, self._offset = value, failing, offset
+    def __init__(self, value: object, *, failing: str = "", offset: object = 5, key: object = NOISE) -> None:
+        self._value, self._failing, self._offset, self._key = value, failing, offset, key
 
     def _answer(self, name: str, answer: object) -> Any:
         if name == self._failing:
@@ -56,6 +56,9 @@ class Record:
 
     def offset(self) -> Any:
         return self._answer("offset", self._offset)
+
+    def key(self) -> Any:
+        return self._answer("key", self._key)
 
     def value(self) -> Any:
         return self._answer("value", self._value)
@@ -207,6 +210,39 @@ def stretches(codec: ModuleType) -> None:
             codec.mentions(*arguments)
 
 
+def marks(codec: ModuleType) -> None:
+    start = b"\0\0\0\0\7\2u"
+    event = start + b"\2\x0e\x0e\x0afalse\x0e\x0e\x0e\0\0\2" + NOISE
+    failing = [Record(event, failing=name) for name in ("error", "partition", "offset", "key", "value")]
+    odd = [Record("text"), Record(event, key="text"), Record(event, offset="5"), Record(event, offset=-1)]
+    good = [Record(event), Record(None), Record(NOISE), Record(event[:-80]), Record(event, key=b"\0" * 5)]
+
+    def learn(value: bytes) -> None:
+        if value[:1] == b"x":
+            raise Fails
+
+    for records in (good[:2], good, *([good[0], each] for each in (*failing, *odd))):
+        for known in ([(start, True)], [(start, False)], [(5, True)], [start]):
+            for ends in ({0: 100}, {0: 2}, {}, {0: "text"}):
+                with contextlib.suppress(Fails, TypeError, ValueError):
+                    codec.topic_marks(records, ends, {}, known, learn, bytes(16))
+    made = codec.table_marks([NOISE] * 20, [NOISE] * 20, 1, bytes(16))
+    codec.scatter(made, [bytearray(b"x") for _ in range(4)])
+    codec.differences(made, made, codec.table_marks([NOISE[::-1]] * 3, [NOISE] * 3, 1, bytes(16)))
+    for call, arguments in (
+        (codec.table_marks, ([NOISE], [], 1, bytes(16))),
+        (codec.table_marks, ([NOISE, b"x"], [NOISE, NOISE], 1, bytes(16))),
+        (codec.table_marks, ([NOISE], [NOISE], 1, b"short")),
+        (codec.topic_marks, ([], {}, {}, [], learn, b"short")),
+        (codec.scatter, (made, [bytearray()] * 3)),
+        (codec.scatter, (made, [b"", b""])),
+        (codec.scatter, (made[1:], [bytearray()])),
+        (codec.differences, (made, made, made[1:])),
+    ):
+        with contextlib.suppress(TypeError, ValueError):
+            call(*arguments)
+
+
 def messages(codec: ModuleType) -> None:
     message = b"d\0\0\0\x4a" + NOISE
     codec.copy_data(bytearray(message * 3 + b"d\0\0"))
@@ -230,7 +266,7 @@ def lines_of_libpq(codec: ModuleType) -> None:
 
 
 WORK: Final = (
-    encode_every_kind, encode_blocks_of_lines, refuse_plans, plans_in_a_cycle, rows, events, stretches, messages,
+    encode_every_kind, encode_blocks_of_lines, refuse_plans, plans_in_a_cycle, rows, events, stretches, marks, messages,
     lines_of_libpq,
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject
+from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject
 
 _WORKERS = """
     SELECT a.query LIKE '%%(to prevent wraparound)%%', v.relid::regclass::text

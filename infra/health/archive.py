@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
+from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
 GITLABS_LIMIT: Final = 42
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, Unknown, number
+from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, Unknown, number
 
 
 class WalRate(Indicator):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject
+from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject
 
 
 class Sql(Indicator):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
+from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
 # By WAL position, not by replay_lag, which does not grow while a standby replays nothing.
 _BEHIND = """

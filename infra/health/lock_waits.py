@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
+from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
 # A session waiting for a row waits for a transaction, and holds a tuple lock or a lock on the table.
 # headrace's own sessions do not count: they wait for each other occasionally.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
+from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subject, number
 
 _OLDEST = """
     SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::float8

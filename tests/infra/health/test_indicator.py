@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.health.indicator import BLIND, Fine, Health, Limit, Signal, Stop, Unknown, indicators, limits
 from consumers.testing.waiting import until
+from infra.health.indicator import BLIND, Fine, Health, Limit, Signal, Stop, Unknown, indicators, limits
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
 from schemas.errors import SettingsError
@@ -178,14 +178,14 @@ def test_custom_query_throttles(database: Connection) -> None:
 def test_every_indicator_is_enabled_unless_disabled() -> None:
     everything = {"archive", "autovacuum", "lock_waits", "long_transactions", "replica_lag", "sql", "wal_rate"}
     assert set(indicators()) >= everything
-    assert limits({}, "m") == {
+    assert limits({}, "migrations.m.health") == {
         "archive": 42,
         "autovacuum": True,
         "lock_waits": 5,
         "long_transactions": 3600,
         "replica_lag": 256,
     }
-    chosen = limits({"autovacuum": False, "wal_rate": 50, "sql": "SELECT 1", "archive": True}, "m")
+    chosen = limits({"autovacuum": False, "wal_rate": 50, "sql": "SELECT 1", "archive": True}, "migrations.m.health")
     assert "autovacuum" not in chosen
     assert (chosen["wal_rate"], chosen["sql"], chosen["archive"]) == (50, "SELECT 1", 42)
 
@@ -200,7 +200,7 @@ def test_every_indicator_is_enabled_unless_disabled() -> None:
 )
 def test_invalid_limit_is_refused(health: dict[str, Limit], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        limits(health, "m")
+        limits(health, "migrations.m.health")
 
 
 def test_role_without_pg_monitor_reports_unknown_never_healthy(database: Connection) -> None:
