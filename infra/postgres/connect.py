@@ -95,15 +95,20 @@ def connect(where: Where, *, name: str, autocommit: bool = True, reading: bool =
             connection.execute(pinned(connection.info.server_version, reading=reading))
             connection.autocommit = autocommit
         except psycopg.errors.QueryCanceled as error:
-            # By the role's statement_timeout, in force until this statement sets ours: the server is overloaded.
             connection.close()
-            raise DatabaseUnavailable(
-                f"{described(where)} was too slow to start a session: {one_line(error)}"
-            ) from error
+            raise slow_start(where, one_line(error)) from error
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def slow_start(where: Where, reason: str) -> DatabaseUnavailable:
+    """Return the error for a session whose settings an overloaded server did not set in time.
+
+    The role's statement_timeout is in force until then.
+    """
+    return DatabaseUnavailable(f"{described(where)} was too slow to start a session: {reason}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Final, Self
 import psycopg
 from psycopg import pq
 
-from infra.postgres.connect import pinned, translated
+from infra.postgres.connect import pinned, slow_start, translated
 from infra.postgres.passwords import opened
 from infra.settings.database_login import Address, Where
 from producers.stream.frames import Frame, Keepalive, parse, status_update
@@ -119,7 +119,8 @@ class ReplicationStream:
             messages=options.messages,
             binary=options.binary,
         )
-        self._connection = _connect(for_replication(where, options.application_name, options.client_encoding))
+        self._address = for_replication(where, options.application_name, options.client_encoding)
+        self._connection = _connect(self._address)
         try:
             self._connection.notice_handler = self._notice
             self._set_what_it_relies_on()
@@ -279,8 +280,7 @@ class ReplicationStream:
         """Set session settings, such as no transaction_timeout, which would end the decoding of large transactions."""
         result = self._connection.exec_(pinned(self._connection.server_version, reading=True))
         if result.error_field(pq.DiagnosticField.SQLSTATE) == _CANCELED:
-            # By the role's statement_timeout, which applies until this statement sets ours: the server is overloaded.
-            raise self._gone(_line(result))
+            raise slow_start(self._address, _line(result))
         if result.status != pq.ExecStatus.TUPLES_OK:
             raise self._error(result, starting=True)
 
