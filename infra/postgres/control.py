@@ -37,6 +37,7 @@ _TABLES: Final = (
     "samples",
     "throttle_periods",
     "history",
+    "paces",
 )
 _LOCK: Final = 0x6865616472616365
 """The advisory lock under which the tables are created: "headrace" in ASCII."""
