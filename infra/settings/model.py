@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SecretStr,
     StringConstraints,
     ValidationInfo,
     field_serializer,
@@ -48,6 +49,9 @@ PATTERN_WORDS: Final = {
     _PREFIX: "a prefix has 1 to 63 letters, digits, hyphens and underscores, and no dot",
     NODE: NODE_WORDS,
 }
+
+TOKEN_CHARACTERS: Final = 16
+"""The shortest token of the console."""
 
 _OF_LABELS: Final = {"gitlab_schemas", "table_schemas", "gitlab_dictionary"}
 """The keys of a database's section that mention gitlab schemas."""
@@ -124,6 +128,26 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged; `--verbose` logs everything, whatever this says."""
+
+
+class WebSettings(Section):
+    """The console, `headrace web`."""
+
+    tokens: dict[Name, SecretStr] = Field(default_factory=dict)
+    """An operator's name → the token with which they may change things, better in HEADRACE_WEB__TOKENS__NAME; none: the
+    console is read-only."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _hard_to_guess(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, token in value.items():
+            text = token.get_secret_value()
+            if len(text) < TOKEN_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
+                raise ValueError(
+                    f"{name}: a token has {TOKEN_CHARACTERS} ASCII characters or more and no space:"
+                    " `openssl rand -hex 16` prints one"
+                )
+        return value
 
 
 class SnapshotSettings(Section):
@@ -272,6 +296,8 @@ class Settings(Section):
     """A Confluent-compatible schema registry."""
     metrics: MetricsSettings = MetricsSettings()
     """The Prometheus endpoint of a service."""
+    web: WebSettings = WebSettings()
+    """The console, `headrace web`."""
     log: LogSettings = LogSettings()
     """The program's own log."""
     traces: TracesSettings = TracesSettings()
