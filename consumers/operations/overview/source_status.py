@@ -17,7 +17,8 @@ from schemas.positions import format_lsn
 
 _SEEN: Final = """
     SELECT greatest(0, pg_wal_lsn_diff(now_at.lsn, %(confirmed)s::pg_lsn))::bigint,
-           round(greatest(0, extract(epoch FROM clock_timestamp()) - %(ts_ms)s / 1000.0), 1)::float8,
+           CASE WHEN %(ts_ms)s > 0 THEN
+               round(greatest(0, extract(epoch FROM clock_timestamp()) - %(ts_ms)s / 1000.0), 1)::float8 END,
            coalesce(CASE WHEN s.confirmed_flush_lsn IS NOT NULL THEN s.wal_status END, 'missing'),
            greatest(0, pg_wal_lsn_diff(now_at.lsn, s.restart_lsn))::bigint,
            round(CASE WHEN s.wal_status = 'lost' THEN 0
