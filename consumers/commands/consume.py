@@ -165,29 +165,14 @@ def replay(
 
     actor = operator(reason)
     settings, kind, database = named_migration(migration, config)
-    begun = begin_replay(
-        settings,
-        kind,
-        database,
-        start=parse_start(start),
-        selection=parse_selection(where or [], keys or []),
-        actor=actor,
-    )
+    selection = parse_selection(where or [], keys or [])
+    begun = begin_replay(settings, kind, database, start=parse_start(start), selection=selection, actor=actor)
     if as_json:
         starts = [
             {"topic": place.topic, "partition": place.partition, "offset": at} for place, at in begun.starts.items()
         ]
-        print(
-            json.dumps(
-                {
-                    "migration": migration,
-                    "run": begun.run,
-                    "partitions": len(begun.starts),
-                    "starts": starts,
-                    "selection": begun.selection,
-                }
-            )
-        )
+        counts = {"run": begun.run, "partitions": len(begun.starts)}
+        print(json.dumps({"migration": migration, **counts, "starts": starts, "selection": begun.selection}))
     else:
         print(f"{migration} is at run {begun.run}; apply it with: headrace consume {migration}")
 

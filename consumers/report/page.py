@@ -25,7 +25,17 @@ def report_page(facts: Facts, author: Actor) -> str:
     """Return the page; `author` is who wrote it."""
     title = f"{facts.name}, run {facts.run}"
     body = tag("body", tag("h1", title), tag("p", _subtitle(facts), class_="muted"))
-    sections = (_summary, _progress, _interruptions, _skipped, _dead_letters, _verification, _actions, _unknown)
+    sections = (
+        _summary,
+        _progress,
+        _interruptions,
+        _skipped,
+        _dead_letters,
+        _verification,
+        _actions,
+        _unknown,
+        _samples,
+    )
     for section in sections:
         for each in section(facts):
             add(body, each)
@@ -44,8 +54,9 @@ def report_page(facts: Facts, author: Actor) -> str:
 def verdict(facts: Facts) -> tuple[str, str]:
     """Return the report's first sentence, and its class by which it is good, bad or neither."""
     left = facts.remaining
-    rows = "" if left.rows is None else f" {'About ' if left.estimated else ''}{left.rows:,} rows are left to change."
-    waiting = f" {len(facts.open_dead_letters):,} dead letters are open." if facts.open_dead_letters else ""
+    rows = "" if left.rows is None else f" {'About ' if left.estimated else ''}{_rows(left.rows)} left to change."
+    letters = len(facts.open_dead_letters)
+    waiting = f" {letters:,} dead letter{' is' if letters == 1 else 's are'} open." if letters else ""
     bad = bool(facts.open_dead_letters or facts.state in ("failed", "given_up"))
     if facts.state == "replaced":
         return f"This run was replaced by a later one, after {facts.events:,} events.{waiting}", "verdict"
@@ -117,25 +128,6 @@ def _progress(facts: Facts) -> Iterator[Child]:
         "; dashed or pale: no sample in between, since nothing was applied.",
         class_="muted",
     )  # fmt: skip
-    samples = points(facts)
-    every = max(1, -(-len(samples) // _MOST_SAMPLES))
-    shown = [*samples[:-1:every], samples[-1]]
-    per_second = {each.until: each.per_second for each in rates(shown, facts.now)}
-    yield _table(
-        "Samples" if every == 1 else f"One in {every} samples; rates are those since the row before",
-        ("Time", "#Events", "#Changed", "#Skipped", "#Dead letters", "#Events/s"),
-        [
-            (
-                _when(each.at),
-                f"{each.events:,}",
-                f"{each.applied:,}",
-                f"{each.skipped:,}",
-                f"{each.dead_letters:,}",
-                f"{per_second[each.at]:,.0f}" if each.at in per_second else "",
-            )
-            for each in shown
-        ],
-    )
 
 
 def _interruptions(facts: Facts) -> Iterator[Child]:
@@ -150,7 +142,8 @@ def _interruptions(facts: Facts) -> Iterator[Child]:
     ]
     for kind, periods in (("throttled", facts.throttled), ("paused", facts.paused)):
         if periods:
-            yield tag("p", f"{kind} for {_span(together_for(periods))} in all, in {len(periods):,} periods.")
+            many = f"{len(periods):,} period{'' if len(periods) == 1 else 's'}"
+            yield tag("p", f"{kind.capitalize()} for {_span(together_for(periods))} in all, in {many}.")
     rows.sort(key=lambda row: row[1].since)
     yield _table(
         None,
@@ -183,9 +176,9 @@ def _skipped(facts: Facts) -> Iterator[Child]:
 def _dead_letters(facts: Facts) -> Iterator[Child]:
     yield tag("h2", "Dead letters")
     settled = (
-        f" {facts.settled_dead_letters:,} of this run were applied or discarded." if facts.settled_dead_letters else ""
+        f" Of this run applied or discarded: {facts.settled_dead_letters:,}." if facts.settled_dead_letters else ""
     )
-    yield tag("p", f"{len(facts.open_dead_letters):,} are open.{settled}")
+    yield tag("p", f"Open: {len(facts.open_dead_letters):,}.{settled}")
     if facts.open_dead_letters:
         yield _table(
             None,
@@ -200,7 +193,7 @@ def _verification(facts: Facts) -> Iterator[Child]:
         yield tag("p", "For this report no rows were counted.")
     else:
         how = " by the planner's estimate, since counting took too long" if facts.remaining.estimated else ""
-        yield tag("p", f"Counted for this report{how}: {facts.remaining.rows:,} rows are left to change.")
+        yield tag("p", f"Counted for this report{how}: {_rows(facts.remaining.rows)} left to change.")
     done = [each for each in facts.actions if each.action in ("verify", "repair")]
     if not done:
         yield tag("p", "No verification of this run is recorded; `headrace verify` makes one.")
@@ -234,6 +227,31 @@ def _unknown(facts: Facts) -> Iterator[Child]:
     yield tag("h2", "What this report does not know")
     lines = list(unknowns(facts))
     yield tag("ul", *(tag("li", line) for line in lines))
+
+
+def _samples(facts: Facts) -> Iterator[Child]:
+    if len(points(facts)) < 2:
+        return
+    yield tag("h2", "Samples")
+    samples = points(facts)
+    every = max(1, -(-len(samples) // _MOST_SAMPLES))
+    shown = [*samples[:-1:every], samples[-1]]
+    per_second = {each.until: each.per_second for each in rates(shown, facts.now)}
+    yield _table(
+        f"Rates are those since the row before{'' if every == 1 else f'; one in {every} samples is shown'}",
+        ("Time", "#Events", "#Changed", "#Skipped", "#Dead letters", "#Events/s"),
+        [
+            (
+                _when(each.at),
+                f"{each.events:,}",
+                f"{each.applied:,}",
+                f"{each.skipped:,}",
+                f"{each.dead_letters:,}",
+                f"{per_second[each.at]:,.0f}" if each.at in per_second else "",
+            )
+            for each in shown
+        ],
+    )
 
 
 def unknowns(facts: Facts) -> Iterator[str]:
@@ -292,6 +310,10 @@ def _table(caption: str | None, headings: Sequence[str], rows: Sequence[Sequence
 
 def _when(at: datetime | None) -> str:
     return "not known" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count:,} rows are"
 
 
 def _span(time: timedelta) -> str:

@@ -19,7 +19,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     StringConstraints,
     ValidationInfo,
     field_serializer,
@@ -30,13 +29,14 @@ from pydantic import (
 from infra.settings import kafka_options
 from infra.settings.database_login import DatabaseLogin, Word, without_arguments
 from infra.settings.declare import DeclareSettings
+from infra.settings.extras.traces_settings import TracesSettings
+from infra.settings.extras.web_settings import WebSettings
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
 from infra.settings.section import NAME_PATTERN, Name, Section
 from infra.settings.storage_settings import STORAGE, STORAGE_WORDS, StorageName, VirtualStorageSettings
 from infra.settings.table_patterns import EVERY_TABLE, ambiguous
-from infra.settings.traces_settings import TracesSettings
 from schemas import gitlab_schemas as labels
 from schemas.errors import SettingsError, UsageError
 
@@ -49,9 +49,6 @@ PATTERN_WORDS: Final = {
     _PREFIX: "a prefix has 1 to 63 letters, digits, hyphens and underscores, and no dot",
     NODE: NODE_WORDS,
 }
-
-TOKEN_CHARACTERS: Final = 16
-"""The shortest token of the console."""
 
 _OF_LABELS: Final = {"gitlab_schemas", "table_schemas", "gitlab_dictionary"}
 """The keys of a database's section that mention gitlab schemas."""
@@ -128,26 +125,6 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged; `--verbose` logs everything, whatever this says."""
-
-
-class WebSettings(Section):
-    """The console, `headrace web`."""
-
-    tokens: dict[Name, SecretStr] = Field(default_factory=dict)
-    """An operator's name → the token with which they may change things, better in HEADRACE_WEB__TOKENS__NAME; none: the
-    console is read-only."""
-
-    @field_validator("tokens")
-    @classmethod
-    def _hard_to_guess(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        for name, token in value.items():
-            text = token.get_secret_value()
-            if len(text) < TOKEN_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
-                raise ValueError(
-                    f"{name}: a token has {TOKEN_CHARACTERS} ASCII characters or more and no space:"
-                    " `openssl rand -hex 16` prints one"
-                )
-        return value
 
 
 class SnapshotSettings(Section):
@@ -368,16 +345,7 @@ class Settings(Section):
         switch = os.environ.get(f"HEADRACE_{name.upper()}_ENABLED")
         if switch is None:
             return section
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
+        words = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
         if switch.strip().lower() not in words:
             raise SettingsError(
                 f"HEADRACE_{name.upper()}_ENABLED is {switch!r}",

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from consumers.web.console_server import serving
 from consumers.web.request_guard import Access
 from infra.service.served_names import ServedNames
-from infra.settings.model import Settings, WebSettings
+from infra.settings.extras.web_settings import WebSettings
+from infra.settings.model import Settings
 
 TOKEN = "a-token-of-the-test"
 TOKENS = {"alice": TOKEN, "bob": "another-token-of-the-test"}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from consumers.testing.waiting import until
+from infra.state.history import read_history
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import FromScratchOnly, NotReadYet, ask
 from producers.source.gaps import SilentGap
@@ -43,6 +44,8 @@ def test_running_producer_re_snapshots_a_range(new_source: NewSource) -> None:
         until(lambda: over(source), "the range")
     records = source.require_equal("public.t")
     assert states(records) == {"r": 80}
+    (recorded,) = read_history(source.connection)
+    assert (recorded.action, recorded.subject, recorded.details["first"]) == ("snapshot", "public.t", ["11"])
     assert [ops(records, id=key) for key in (10, 11, 30, 31)] == [["r"], ["r", "r"], ["r", "r"], ["r"]]
 
 

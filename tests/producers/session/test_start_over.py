@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.kafka.topics import end_offsets
+from infra.state.history import read_history
 from infra.state.positions import record_key
 from producers.publish.kafka_transaction import Relay
 from producers.session.start_over import start_over
@@ -77,6 +78,7 @@ def test_running_producer_is_not_affected(new_source: NewSource) -> None:
         producer.caught_up()
         with pytest.raises(Refused, match=f"slot {source.slot} is being read; stop its producer first"):
             start_over(source.settings, "main")
+        assert read_history(source.connection) == [], "refused"
         source.connection.execute("INSERT INTO t VALUES (3)")
         producer.caught_up()
     assert states(source.require_equal("public.t")) == {"r": 2, "c": 1}
@@ -90,8 +92,10 @@ def test_start_over_by_the_command(new_source: NewSource, tmp_path: Path) -> Non
     with producing(config) as process:
         assert process.ended() == 3
         assert "re-snapshot all tables with `headrace produce main --start-over`" in process.log.read_text()
-    with producing(config, "--start-over", "--yes") as process:
+    with producing(config, "--start-over", "--yes", "--reason", "CHG-7") as process:
         source.caught_up(process.check)
         process.send(signal.SIGTERM)
         assert process.ended() == 0
     assert states(source.require_equal("public.t")) == {"r": 4, "t": 2}
+    (recorded,) = read_history(source.connection)
+    assert (recorded.action, recorded.subject, recorded.reason) == ("start over", "main", "CHG-7")

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from infra.postgres.advisory_locks import ownership_key
 from infra.postgres.control import Owner, database_name, owners
 from infra.settings.model import Settings
+from infra.state.history import whole_history
 from producers.source import slots
 from producers.switchover import other_switchovers, proofs
 from producers.switchover.endpoints import Move, NotMovable
@@ -68,6 +69,8 @@ def test_switchover_killed_after_each_step_is_completed_by_a_rerun(ends: Ends) -
     assert ends.owners_of("gitlab_shared") == (Owner("first", 1), Owner("second", 2)), "every database has its own"
     assert slots.read(ends.second, f"{ends.settings.prefix}_second") is not None
     assert ends.run(), "idempotent"
+    recorded = whole_history(ends.settings, subjects=["gitlab_main"]).entries
+    assert [each.details["step"] for each in recorded] == ["close", "promote", "slot", "claim", "release", "open"]
     with pytest.raises(
         PastNoReturn,
         match=r"gitlab_main cannot be taken back: second was promoted with .*; complete it by running the switchover",

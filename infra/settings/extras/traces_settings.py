@@ -1,4 +1,4 @@
-"""The section `[traces]`."""
+"""`[traces]`: OpenTelemetry traces."""
 
 from __future__ import annotations
 
@@ -13,5 +13,4 @@ class TracesSettings(Section):
     sample: float = Field(default=0.0, ge=0, le=1)
     """The share of source transactions whose effects are traced, up to 1; 0: no traces."""
     endpoint: str = Field(default="", pattern=r"^($|https?://)")
-    """OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; empty: OpenTelemetry's own variables
-    (`OTEL_EXPORTER_OTLP_ENDPOINT`, headers, certificates) say where."""
+    """OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says."""
