@@ -118,6 +118,7 @@ COMMANDS: Final = {
         "consumers.commands.dead_letters_command:app",
     ),
     "schema": ("Add a NOT NULL column without blocking, in three releases.", "consumers.commands.schema_command:app"),
+    "web": ("Serve the console: one live page about everything.", "consumers.web.web_command:web"),
     "new": ("Write a migration of your own.", "consumers.commands.new_command:app"),
     "config": ("Check, show or describe the settings file.", "consumers.commands.config_command:app"),
     "completion": (

@@ -19,6 +19,7 @@ class Partition(Document):
     partition: int
     offset: int
     end_offset: int
+    consumer: str | None
 
 
 class StatusOfMigration(Document):
@@ -43,6 +44,9 @@ class StatusOfMigration(Document):
     members: list[str]
     throttled_by: str | None
     partitions: list[Partition]
+    failed: str | None
+    max_rate: float
+    transaction_ms: int
     error: str | None = None
 
 
@@ -50,6 +54,14 @@ class Snapshot(Document):
     table: str
     chunks_done: int
     chunks: int
+
+
+class TableOfSource(Document):
+    table: str
+    rows: int
+    chunks_done: int
+    chunks: int
+    stopped: str | None
 
 
 class StatusOfSource(Document):
@@ -64,6 +76,11 @@ class StatusOfSource(Document):
     waits_for: list[str]
     snapshot: Snapshot | None
     snapshot_throttled_by: str | None
+    left_bytes: int | None
+    retained_limit_bytes: int | None
+    tables: int
+    tables_done: int
+    copying: list[TableOfSource]
 
 
 class GivenTable(Document):

@@ -50,6 +50,7 @@ WITHOUT: Final = {
     "place": "prints a line for each of millions of names",
     "produce": "a service, whose log is JSON",
     "schema-registry": "a service, whose log is JSON",
+    "web": "a service, whose log is JSON",
 }
 """Commands without --json, with the reason."""
 

@@ -15,8 +15,8 @@ import headrace
 from tests.shells import Shell
 
 HEAVY = {
-    "confluent_kafka", "fastavro", "jgo", "prometheus_client", "psutil", "psycopg", "structlog",
-    "yaml",
+    "confluent_kafka", "fastapi", "fastavro", "jgo", "prometheus_client", "psutil", "psycopg", "structlog",
+    "uvicorn", "yaml",
 }  # fmt: skip
 """What only a running command needs. Typer itself imports pydantic, and rich for help."""
 EMBEDDED = {"psutil", "psycopg", "confluent_kafka"}

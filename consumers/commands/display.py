@@ -135,6 +135,8 @@ def _details(one: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines about one migration that are printed below the table."""
     if one.get("error"):
         yield f"{one['name']}: {one['error']}"
+    if one.get("failed"):
+        yield f"{one['name']}: {one['failed']}"
     if one.get("throttled_by"):
         yield f"{one['name']}: throttled by {one['throttled_by']}"
     if one["dead_letters"]:

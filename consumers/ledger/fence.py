@@ -9,7 +9,7 @@ returns which transactions this one does not see yet (promise 1).
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -39,7 +39,18 @@ _LOOK: Final = sql.SQL("""
 
 The setting ends with the transaction: `contract_checks.require_held` checks it after a migration's writes.
 """
-_OWNER: Final = sql.SQL("SELECT d.format, d.format_by, d.name, o.owner, m.paused {recorded}")
+_OWNER: Final = sql.SQL("""
+    SELECT d.format, d.format_by, d.name, o.owner, m.paused, a.max_rate, a.transaction_ms
+    {recorded} LEFT JOIN headrace.paces a ON a.migration = m.name
+""")
+
+
+class Wishes(NamedTuple):
+    """What an operator wants of a migration's consumers; None: as in the settings."""
+
+    paused: bool = False
+    max_rate: float | None = None
+    transaction_ms: int | None = None
 
 
 class Paused(HeadraceError):
@@ -101,18 +112,18 @@ def own(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str) -> No
     ask(cursor, gitlab_schema=gitlab_schema, database=database)
 
 
-def ask(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str, migration: str | None = None) -> bool:
-    """Read the owner without a lock, so that it may change at once; return whether an operator paused `migration`.
+def ask(cursor: psycopg.Cursor[Any], *, gitlab_schema: str, database: str, migration: str | None = None) -> Wishes:
+    """Read the owner without a lock, so that it may change at once; return what an operator wants of `migration`.
 
     Raises NewerFormat and OwnershipMoved as `hold` does.
     """
     recorded = _RECORDED.format(gitlab_schema=gitlab_schema, migration=migration)
     row = cursor.execute(_OWNER.format(recorded=recorded)).fetchone()
     assert row is not None
-    version, by, name, owner, paused = row
+    version, by, name, owner, paused, max_rate, transaction_ms = row
     table_format.known(version, by, database)
     require_owner(name, owner, gitlab_schema, database)
-    return bool(paused)
+    return Wishes(bool(paused), max_rate, transaction_ms)
 
 
 def require_declaration(migration: str, recorded: str | None, declared: str) -> None:

@@ -222,21 +222,21 @@ class Ledger:
             ),
         )
 
-    def pausing(self, database: str) -> Callable[[Connection], bool]:
-        """Return a function that queries `database` whether an operator paused the migration.
+    def wishes(self, database: str) -> Callable[[Connection], fence.Wishes]:
+        """Return a function that queries `database` whether an operator paused the migration, and wants another pace.
 
         It raises OwnershipMoved once the database has given the schema away: otherwise a paused or idle consumer would
         not notice and would keep its partitions from the new owner's consumers. It raises NewerFormat once a newer
         headrace has upgraded the tables.
         """
 
-        def paused(connection: Connection) -> bool:
+        def asked(connection: Connection) -> fence.Wishes:
             with connection.cursor() as cursor:
                 return fence.ask(
                     cursor, gitlab_schema=self._gitlab_schema, database=database, migration=self._migration
                 )
 
-        return paused
+        return asked
 
 
 GUARDED: Final = "already up to date"

@@ -6,7 +6,7 @@ Every module of a folder is scanned, so that no list has to be kept.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
@@ -23,6 +23,9 @@ from infra.settings.model import Settings
 from schemas import gitlab_schemas as labels
 from schemas.errors import UsageError
 from schemas.gitlab_schemas import PER_DATABASE
+
+Owning = Callable[[Settings, Sequence[str], str], str | None]
+"""Asks which of some databases owns a gitlab schema, as owner_lookup.owning_database."""
 
 
 @cache
@@ -98,12 +101,14 @@ def listing(settings: Settings, gitlab_schema: str) -> list[str]:
     return [name for name, database in settings.databases.items() if gitlab_schema in database.gitlab_schemas]
 
 
-def target_database(settings: Settings, migration: type[Migration]) -> str:
+def target_database(
+    settings: Settings, migration: type[Migration], owning: Owning = owner_lookup.owning_database
+) -> str:
     """Return the name of the database that the migration writes.
 
     It is the one in the migration's settings, else the only one whose `gitlab_schemas` has the migration's, else the
     one of several that owns it by its own rows: so a restarted consumer follows a switchover. Raises UsageError, which
-    names the choices, unless there is exactly one, and OwnershipMoved during a switchover.
+    names the choices, unless there is exactly one, and OwnershipMoved during a switchover. `owning` asks the databases.
     """
     name, wanted = migration.name, migration.gitlab_schema
     if wanted in PER_DATABASE and migration.shared is Shared.REFUSED:
@@ -125,7 +130,7 @@ def target_database(settings: Settings, migration: type[Migration]) -> str:
         return choices[0]
     # Of those that every database has, each is the owner of its own.
     may_move = choices and wanted not in PER_DATABASE
-    if may_move and (owner := owner_lookup.owning_database(settings, choices, wanted)) is not None:
+    if may_move and (owner := owning(settings, choices, wanted)) is not None:
         return owner
     if not choices:
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
@@ -20,21 +20,30 @@ _TICK: Final = 0.1
 
 def members(settings: KafkaSettings, group: str) -> list[str]:
     """Return the names of the group's live consumers, as `host:pid`."""
+    return members_of(settings, [group])[group]
+
+
+def members_of(settings: KafkaSettings, groups: Sequence[str]) -> dict[str, list[str]]:
+    """Return group → the names of its live consumers, in one request."""
     deadline = time.monotonic() + _REQUEST_SECONDS
     with clients.translated(settings):
         client = clients.admin(settings)
-        while True:
-            futures: dict[str, Any] = client.describe_consumer_groups([group], request_timeout=_REQUEST_SECONDS)
-            try:
-                return sorted(member.client_id for member in clients.answer(futures[group]).members)
-            except KafkaException as error:
-                code = error.args[0].code()
-                if code == KafkaError.GROUP_ID_NOT_FOUND:
-                    return []
-                # A broker that has just started needs a moment to load its groups.
-                if code not in clients.COORDINATOR_STARTING or time.monotonic() > deadline:
-                    raise
+        found: dict[str, list[str]] = {}
+        while left := [group for group in groups if group not in found]:
+            futures: dict[str, Any] = client.describe_consumer_groups(left, request_timeout=_REQUEST_SECONDS)
+            for group in left:
+                try:
+                    found[group] = sorted(member.client_id for member in clients.answer(futures[group]).members)
+                except KafkaException as error:
+                    code = error.args[0].code()
+                    if code == KafkaError.GROUP_ID_NOT_FOUND:
+                        found[group] = []
+                    # A broker that has just started needs a moment to load its groups.
+                    elif code not in clients.COORDINATOR_STARTING or time.monotonic() > deadline:
+                        raise
+            if len(found) < len(groups):
                 client.poll(_TICK)
+        return found
 
 
 def move_offsets(settings: KafkaSettings, group: str, offsets: Mapping[Place, Offset]) -> None:

@@ -11,7 +11,8 @@ import psycopg
 from consumers.contract import counting
 from consumers.contract.migration import Migration
 from consumers.ledger.progress import Place
-from consumers.operations.status import STATES, recorded, state_of
+from consumers.operations.overview.status_models import STATES
+from consumers.operations.status import recorded, state_of
 from infra.service import log, metrics
 
 _COUNT_SECONDS: Final = 60.0

@@ -36,6 +36,7 @@ OWN_TABLES: Final = (
     TablePrivileges(HEADRACE, "samples", ("SELECT", "INSERT", "DELETE")),
     TablePrivileges(HEADRACE, "throttle_periods", ("SELECT", "INSERT", "DELETE")),
     TablePrivileges(*HISTORY, ("SELECT", "INSERT")),
+    TablePrivileges(HEADRACE, "paces", _LEDGER),
 )
 """headrace's own tables that every consumer reads and writes."""
 

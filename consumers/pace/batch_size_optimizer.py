@@ -30,7 +30,7 @@ class Optimizer:
 
     def __init__(self, size: int, interval: float, *, minimum: int = MIN_SIZE, maximum: int = MAX_SIZE) -> None:
         self.size = size
-        self._interval = interval
+        self.interval = interval
         self._minimum = minimum
         self._maximum = maximum
         self._efficiencies: deque[float] = deque(maxlen=SMOOTHED_OVER)
@@ -47,10 +47,16 @@ class Optimizer:
         # The target range is inclusive: a rounding error must not push an exact 0.9 out of it.
         return round(mean, 9)
 
+    def aim(self, interval: float) -> None:
+        """Set the target duration in seconds; the last batches count as they would have with it."""
+        scale = self.interval / interval
+        self._efficiencies = deque((each * scale for each in self._efficiencies), maxlen=SMOOTHED_OVER)
+        self.interval = interval
+
     def done(self, seconds: float) -> int:
         """Record that a batch took `seconds`, and return the size of the next."""
         self._before_timeouts = None
-        self._efficiencies.append(seconds / self._interval)
+        self._efficiencies.append(seconds / self.interval)
         smoothed = self.smoothed
         if smoothed is not None and not TARGET_LOW <= smoothed <= TARGET_HIGH:
             factor = min(TARGET_HIGH / smoothed, MAX_MULTIPLIER) if smoothed > 0 else MAX_MULTIPLIER

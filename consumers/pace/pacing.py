@@ -24,6 +24,7 @@ class Pacing:
     """The pace of one consumer, from its migration's settings."""
 
     def __init__(self, settings: MigrationSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
         self._pause = settings.pause_ms / 1000
         self._rate = settings.max_rate
         self._clock = clock
@@ -49,6 +50,23 @@ class Pacing:
         """The maximum of changes in the next transaction: never more than one second's worth of the rate."""
         size = self._optimizer.size if self._optimizer else self._fixed
         return min(size, max(1, int(self._rate))) if self._rate else size
+
+    def follow(self, max_rate: float | None, transaction_ms: int | None) -> None:
+        """Continue at the pace that an operator wants; None: as in the settings. Idempotent.
+
+        The batch size keeps what it has learned; a pause that the former rate required does not count.
+        """
+        rate = self._settings.max_rate if max_rate is None else max_rate
+        if rate != self._rate:
+            self._rate, self._busy_until = rate, self._clock()
+        interval = (self._settings.transaction_ms if transaction_ms is None else transaction_ms) / 1000
+        if self._optimizer and self._optimizer.interval != interval:
+            self._optimizer.aim(interval)
+
+    @property
+    def pace(self) -> tuple[float, float | None]:
+        """The maximum of changes per second, and the target duration of a transaction in seconds, if adaptive."""
+        return self._rate, self._optimizer.interval if self._optimizer else None
 
     def done(self, changes: int, seconds: float) -> float:
         """Record that a transaction of `changes` took `seconds`; return how long to pause before the next.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from consumers.planning.planner import SubBatch, origin_of
 from infra.service import log
-from infra.settings.model import TracesSettings
+from infra.settings.extras.traces_settings import TracesSettings
 from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed, UsageError
 from schemas.formats import PROGRAM

@@ -300,12 +300,12 @@ class _Reading:
 
     def _state(self, at: Mapping[Place, int], topics_now: _Topics, work: WorkStatus | None) -> str:
         found = recorded(self._connection, self._name)
-        found.work = work or WorkStatus()
         if topics_now.ends is None and not (found.failed or found.paused or found.complete):
             return "unknown"
         ends = topics_now.ends or {}
         left = sum(max(0, each - at.get(place, 0)) for place, each in ends.items())
-        return state_of(found, alive=topics_now.alive, topics=bool(ends), left=left)
+        given_up = work.given_up if work is not None else 0
+        return state_of(found, alive=topics_now.alive, topics=bool(ends), left=left, given_up=given_up)
 
     def _open_dead_letters(self, run: int | None) -> list[Entry]:
         rows = dead_letter_rows.open_rows(self._connection, self._migration, self._database)

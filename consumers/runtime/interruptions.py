@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -20,11 +22,15 @@ class Interruptions:
         """`progress` is called between batches to report progress."""
         self._parts = parts
         self._progress = progress
+        self._next_question = 0.0
         self._log = log.get(migration=parts.migration.name)
 
     def proceed(self, rest: float) -> bool:
-        """Pause, and check the database's health; return whether records read are still valid, else reread them."""
-        if (rest and not self._parts.group.rest(rest)) or not self.healthy():
+        """Pause, and check the database's health; return whether records read are still valid, else reread them.
+
+        Also asks what the operator wants: at a low rate a batch takes long.
+        """
+        if not (self._rested(rest) and self.healthy() and self._unpaused_in_time()):
             self._parts.positions.read_again()
             return False
         self._progress()
@@ -54,14 +60,21 @@ class Interruptions:
         return good
 
     def unpaused(self) -> bool:
-        """Stay in the group without reading while the migration is paused or failed.
+        """Stay in the group without reading while the migration is paused or failed; follow the operator's pace.
 
         Returns whether records read are still valid.
         """
         parts = self._parts
+        self._next_question = time.monotonic() + _CHECK_SECONDS
         if not parts.breaker.hold(parts.working.stop):
             return False
-        paused = parts.ledger.pausing(parts.database)
+        ask = parts.ledger.wishes(parts.database)
+
+        def paused(connection: Connection) -> bool:
+            wishes = ask(connection)
+            parts.pacing.follow(wishes.max_rate, wishes.transaction_ms)
+            return wishes.paused
+
         if not parts.target.ask(paused):
             return True
         parts.working.stop()
@@ -71,6 +84,23 @@ class Interruptions:
         metrics.SUSPENDED.labels(parts.migration.name).set(0)
         self._log.info("migration resumed")
         return good
+
+    def _rested(self, seconds: float) -> bool:
+        """Pause, up to the moment when the operator wants another pace, or a pause of the migration."""
+        pacing = self._parts.pacing
+        pace = pacing.pace
+        parts = math.ceil(seconds / _CHECK_SECONDS)
+        for left in range(parts, 0, -1):
+            if not self._parts.group.rest(seconds / parts):
+                return False
+            if left > 1 and not self._unpaused_in_time():
+                return False
+            if pacing.pace != pace:
+                break
+        return True
+
+    def _unpaused_in_time(self) -> bool:
+        return time.monotonic() < self._next_question or self.unpaused()
 
     def healthy(self) -> bool:
         """Stay in the group without reading while throttled; return whether records read are still valid."""

@@ -206,18 +206,27 @@ def end_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
 
 def with_records(settings: KafkaSettings, topics: Collection[str]) -> frozenset[str]:
     """Return the topics that have ever had a committed record, in one request."""
+    found = end_offsets_of(settings, topics)
+    return frozenset(topic for topic, ends in found.items() if any(end > 0 for end in ends.values()))
+
+
+def end_offsets_of(settings: KafkaSettings, topics: Collection[str]) -> dict[str, dict[int, int]]:
+    """Return topic → partition → offset after the last committed record, of those that exist, in one request."""
     with clients.translated(settings):
         client = clients.admin(settings)
         found = _existing(client, topics)
         places = [TopicPartition(topic, number) for topic in found for number in found[topic].partitions]
         if not places:
-            return frozenset()
+            return {}
         latest = {place: OffsetSpec.latest() for place in places}  # type: ignore[no-untyped-call]
         deadline = time.monotonic() + _TIMEOUT
         while True:
             answers = client.list_offsets(latest, isolation_level=IsolationLevel.READ_COMMITTED)
             try:
-                return frozenset(place.topic for place in places if answers[place].result(_TIMEOUT).offset > 0)
+                ends: dict[str, dict[int, int]] = {}
+                for place in places:
+                    ends.setdefault(place.topic, {})[place.partition] = int(answers[place].result(_TIMEOUT).offset)
+                return ends
             except KafkaException as error:
                 if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
                     raise

@@ -37,6 +37,7 @@ _TABLES: Final = (
     "samples",
     "throttle_periods",
     "history",
+    "paces",
 )
 _LOCK: Final = 0x6865616472616365
 """The advisory lock under which the tables are created: "headrace" in ASCII."""
@@ -182,7 +183,11 @@ def recorded_prefix(connection: Connection) -> str | None:
 
 def require_prefix(connection: Connection, database_name: str, prefix: str) -> None:
     """Raise OtherPrefix when the ledger of the database belongs to topics with another prefix."""
-    recorded = recorded_prefix(connection)
+    require_same_prefix(recorded_prefix(connection), database_name, prefix)
+
+
+def require_same_prefix(recorded: str | None, database_name: str, prefix: str) -> None:
+    """Raise OtherPrefix unless the recorded prefix of a database's ledger is `prefix`, or None."""
     if recorded is not None and recorded != prefix:
         raise OtherPrefix(
             f"database {database_name} is used with prefix {recorded}, and the settings have {prefix}: its recorded"

@@ -181,6 +181,15 @@ CREATE TABLE IF NOT EXISTS headrace.history (
 );
 CREATE INDEX IF NOT EXISTS history_at ON headrace.history (at);
 
+-- The pace of a migration that an operator wants in place of the one in the settings; null: as in the settings. Running
+-- consumers follow it within a second.
+CREATE TABLE IF NOT EXISTS headrace.paces (
+    migration text PRIMARY KEY,
+    max_rate double precision CHECK (max_rate >= 0),
+    transaction_ms integer CHECK (transaction_ms >= 1),
+    changed_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- headrace trusts these tables: revoke what default privileges may have granted to every role.
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA headrace FROM PUBLIC;
 -- Not even their owner changes what is recorded, unless it grants itself the right to.

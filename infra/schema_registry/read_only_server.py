@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,12 +19,11 @@ from infra.schema_registry.confluent_answers import (
 )
 from infra.schema_registry.subjects import FollowedSubjects
 from infra.service.bounded_http import USUAL, BoundedRequests, BoundedServer, Limits
+from infra.service.served_names import ServedNames
 from schemas.errors import HeadraceError, printable
 
 _FRESH_SECONDS: Final = 1.0
 """How old an answer may be that later records could change; what is not found is always looked up in the topic."""
-
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[^\s:@/\[\]]{1,255})(?::\d{1,5})?").fullmatch
 
 
 class ReadOnlyRegistry(BoundedServer):
@@ -37,20 +34,11 @@ class ReadOnlyRegistry(BoundedServer):
     ) -> None:
         """Raise SettingsError if it cannot listen on the address; `port` 0 chooses a free one.
 
-        Requests have to name an IP address, localhost, `address` or one of `hosts` as their host: a web page could
-        otherwise make a browser ask, under a name of its own that resolves to this address.
+        Requests have to name an IP address, localhost, `address` or one of `hosts` as their host.
         """
         self.subjects = subjects
-        self._hosts = frozenset(name.lower() for name in ("localhost", address, *hosts))
+        self.names = ServedNames(address, hosts)
         super().__init__(address, port, _Requests, limits, remedy="choose another with --listen")
-
-    def serves(self, host: str) -> bool:
-        """Whether a Host header names this server."""
-        parsed = _HOST(host)
-        if parsed is None:
-            return False
-        name = parsed[1].lower().rstrip(".")
-        return name in self._hosts or _is_address(name.strip("[]"))
 
     def respond(self, asked: Request) -> Answer:
         """Return the answer to a request, from the topic's present records."""
@@ -59,14 +47,6 @@ class ReadOnlyRegistry(BoundedServer):
             return found
         self.subjects.refresh(_FRESH_SECONDS if found.status is HTTPStatus.OK else 0.0)
         return self.subjects.ask(lambda subjects: answer(subjects, asked))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class _Requests(BoundedRequests):
@@ -78,7 +58,7 @@ class _Requests(BoundedRequests):
         hosts = self.headers.get_all("Host", [])
         if len(hosts) > 1 or (not hosts and self.request_version >= "HTTP/1.1"):
             return self._give_up(HTTPStatus.BAD_REQUEST, 400, "a request has one Host header")
-        if hosts and not self.server.serves(hosts[0].strip()):
+        if hosts and not self.server.names.include(hosts[0].strip()):
             return self._give_up(
                 HTTPStatus.MISDIRECTED_REQUEST, 421, "this host name is not served; name it with --host to serve it"
             )

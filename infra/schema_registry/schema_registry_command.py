@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from infra.cli.listening import listen_address
 from infra.cli.options import Config
 from schemas.errors import UsageError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from infra.settings.model import Settings
 
 _FIRST_READ_SECONDS: Final = 60.0
-_LISTEN: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:/@\[\]]+)):(?P<port>\d{1,5})").fullmatch
 
 
 def schema_registry(
@@ -50,14 +49,6 @@ def schema_registry(
     log.configure(settings.log)
     clients.ensure_reachable(settings.kafka)
     _serve(settings, address, port, hosts or [])
-
-
-def listen_address(listen: str) -> tuple[str, int]:
-    """Return address and port of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
-    parsed = _LISTEN(listen)
-    if parsed is None or int(parsed["port"]) > 65535:
-        raise UsageError(f"--listen {listen} is no address", remedy="give HOST:PORT, such as 127.0.0.1:8081")
-    return parsed["six"] or parsed["host"], int(parsed["port"])
 
 
 def _serve(settings: Settings, address: str, port: int, hosts: list[str]) -> None:

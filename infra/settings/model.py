@@ -28,6 +28,8 @@ from pydantic import (
 from infra.settings import kafka_options
 from infra.settings.database_login import DatabaseLogin, Word, without_arguments
 from infra.settings.declare import DeclareSettings
+from infra.settings.extras.traces_settings import TracesSettings
+from infra.settings.extras.web_settings import WebSettings
 from infra.settings.gitserver import NODE, NODE_WORDS, GitserverSettings
 from infra.settings.mistakes import close_to
 from infra.settings.registry_settings import HIDDEN, RegistrySettings
@@ -122,15 +124,6 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged; `--verbose` logs everything, whatever this says."""
-
-
-class TracesSettings(Section):
-    """OpenTelemetry traces of consumers' transactions; needs the extra `traces`."""
-
-    sample: float = Field(default=0.0, ge=0, le=1)
-    """The share of source transactions whose effects are traced, up to 1; 0: no traces."""
-    endpoint: str = Field(default="", pattern=r"^($|https?://)")
-    """OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says."""
 
 
 class SnapshotSettings(Section):
@@ -286,6 +279,8 @@ class Settings(Section):
     """A Confluent-compatible schema registry."""
     metrics: MetricsSettings = MetricsSettings()
     """The Prometheus endpoint of a service."""
+    web: WebSettings = WebSettings()
+    """The console, `headrace web`."""
     log: LogSettings = LogSettings()
     """The program's own log."""
     traces: TracesSettings = TracesSettings()

@@ -11,9 +11,10 @@ from prometheus_client import REGISTRY
 from consumers.contract import counting
 from consumers.contract.counting import Count
 from consumers.ledger.progress import Place
+from consumers.ledger.recorded import Recorded
 from consumers.operations import migration_overview
 from consumers.operations.migration_overview import MigrationOverview
-from consumers.operations.status import STATES, Recorded
+from consumers.operations.overview.status_models import STATES
 from tests.consumers.model.topic import MIGRATION
 
 ONE, TWO = Place("t", 0), Place("t", 1)
@@ -30,7 +31,7 @@ class Database:
         self.remaining: Count | Exception = Count(9)
         self.found = Recorded()
         self.found.offsets = {ONE: 10, TWO: 20}
-        self.found.members = {"a:1", "b:2"}
+        self.found.consumers = {ONE: "a:1", TWO: "b:2"}
         self.found.dead_letters = 3
 
     def count(self, *_: object, **__: object) -> Count:

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.ledger.progress import member_name
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import catalog
 from consumers.operations.pauses import set_paused
@@ -42,7 +43,9 @@ def test_status_document_has_the_documented_fields(
     found = skip_resets(settings)
     partitions = found.pop("partitions")
     assert sum(partition["end_offset"] for partition in partitions) >= 100
-    assert all(set(partition) == {"topic", "partition", "offset", "end_offset"} for partition in partitions)
+    fields = {"topic", "partition", "offset", "end_offset", "consumer"}
+    assert all(set(partition) == fields for partition in partitions)
+    assert all(partition["consumer"] == member_name() for partition in partitions)
     assert all(partition["offset"] == partition["end_offset"] for partition in partitions)
     assert found == {
         "name": "skip_resets",
@@ -65,6 +68,9 @@ def test_status_document_has_the_documented_fields(
         "eta_seconds": 0.0,
         "members": [],
         "throttled_by": None,
+        "failed": None,
+        "max_rate": 0.0,
+        "transaction_ms": 200,
     }
 
 

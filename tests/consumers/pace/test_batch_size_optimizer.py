@@ -67,3 +67,11 @@ def test_timeout_shrinks_by_a_quarter_and_65_percent_in_total() -> None:
 def test_minimum_size_is_one_row() -> None:
     optimizer = Optimizer(1, 1.0, minimum=1)
     assert optimizer.timed_out() == 1
+
+
+def test_another_target_counts_the_last_batches_as_they_would_have_with_it() -> None:
+    optimizer = after([0.92] * 20)
+    assert optimizer.size == 10_000
+    optimizer.aim(240.0)
+    assert optimizer.smoothed == pytest.approx(0.46)
+    assert optimizer.done(0.46 * 240.0) == 12_000

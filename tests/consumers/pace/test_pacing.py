@@ -82,3 +82,27 @@ def test_rate_is_kept_on_average_without_burst_after_idle_time() -> None:
 def test_transaction_has_at_most_one_second_of_the_rate() -> None:
     assert pacing(max_rate=30, sub_batch_size=50).limit == 30
     assert pacing(max_rate=0.5, sub_batch_size=50).limit == 1
+
+
+def test_pace_of_the_operator_is_followed_and_ends_with_it() -> None:
+    clock = Clock()
+    pace = pacing(clock, max_rate=100, transaction_ms=100)
+    pace.follow(0.5, None)
+    assert pace.limit == 1
+    assert pace.done(1, 0.0) == 2.0
+    pace.follow(0.5, None)
+    assert pace.done(1, 0.0) == 4.0, "the same pace changes nothing"
+    pace.follow(10.0, 50)
+    assert pace.pace == (10.0, 0.05)
+    assert pace.done(1, 0.0) == pytest.approx(0.1), "what the former rate required does not count"
+    pace.follow(None, None)
+    assert pace.pace == (100, 0.1)
+    pace.follow(0.0, None)
+    assert pace.done(1000, 0.0) == 0.0
+
+
+def test_pace_without_adaptive_transactions_is_a_rate_alone() -> None:
+    pace = pacing(adaptive=False, sub_batch_size=7)
+    pace.follow(3.0, 50)
+    assert pace.pace == (3.0, None)
+    assert pace.limit == 3

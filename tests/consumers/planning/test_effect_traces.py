@@ -21,7 +21,8 @@ from consumers.ledger.progress import Advance
 from consumers.planning.effect_traces import EffectTraces, TracesNotInstalled, derived_trace_id, effect_traces
 from consumers.planning.planner import SubBatch
 from consumers.testing.waiting import until
-from infra.settings.model import Settings, TracesSettings
+from infra.settings.extras.traces_settings import TracesSettings
+from infra.settings.model import Settings
 from schemas.codec.encoder import Encoder
 from schemas.events import Op, Origin
 from schemas.positions import Lsn, Offset

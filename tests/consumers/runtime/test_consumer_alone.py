@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from consumers.contract.external import Pace
+from consumers.ledger.fence import Wishes
 from consumers.ledger.progress import Place
 from consumers.planning.planner import Planner
 from consumers.runtime.consumer import Consumer, Intervals
@@ -128,8 +129,8 @@ class World:
         self.lost = False
         self.did("read again")
 
-    def pausing(self, _database: str) -> Callable[[Any], bool]:
-        return lambda _connection: bool(self.paused and self.paused.pop(0))
+    def wishes(self, _database: str) -> Callable[[Any], Wishes]:
+        return lambda _connection: Wishes(paused=bool(self.paused and self.paused.pop(0)))
 
     # Breaker, throttle, pacing, external work, completion.
 
@@ -181,7 +182,7 @@ class World:
             target=part(close="disconnect"),
             positions=part(run=self.run_number),
             dead_letter_writer=part(),
-            pacing=part(),
+            pacing=part(follow="nothing"),
             breaker=part(look="nothing"),
             throttle=part(look=self.throttled, due=lambda: True, leave="nothing"),
             working=part(stop="stop work"),

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 
 from consumers.testing.waiting import PATIENCE, until
-from infra.schema_registry.schema_registry_command import listen_address
+from infra.cli.listening import listen_address
 from infra.schema_registry.topic_registry import TopicRegistry
 from infra.settings.model import KafkaSettings, Settings
 from schemas.errors import UsageError

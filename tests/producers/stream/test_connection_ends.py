@@ -66,7 +66,9 @@ def test_statement_timeout_at_start_is_unavailable(
     )
     start = prepare(connection, slot)
     monkeypatch.setattr("producers.stream.connection.pinned", pinned_slowly)
-    with pytest.raises(DatabaseUnavailable, match="too slow to start a session: canceling statement due to statement timeout"):
+    with pytest.raises(
+        DatabaseUnavailable, match="too slow to start a session: canceling statement due to statement timeout"
+    ):
         ReplicationStream(dsn, slot, PUBLICATION, start)
 
 

@@ -1,0 +1,1 @@
+"""Settings of what headrace's extras add."""

@@ -1,0 +1,306 @@
+"""The page in a real browser: live, in the dark and on a phone, by keyboard, and for a screen reader."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Response, ViewportSize, expect, sync_playwright
+
+from consumers.testing.waiting import PATIENCE, until
+from infra.settings.model import Settings
+from infra.state.history import read_history
+from tests.consumers.conftest import Member
+from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
+from tests.consumers.web.console import TOKEN, Client, running
+
+pytestmark = pytest.mark.stack
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+REQUIRED = os.environ.get("HEADRACE_BROWSER") == "required"
+PICTURES = os.environ.get("HEADRACE_PICTURES")
+"""A directory for the pictures of docs/how-to/console.md; without it none are taken."""
+PHONE = ViewportSize(width=390, height=844)
+DESK = ViewportSize(width=1280, height=900)
+MS = PATIENCE * 1000
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None and not REQUIRED:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    assert CHROMIUM is not None, "HEADRACE_BROWSER=required, and there is none"
+    with sync_playwright() as playwright:
+        # A container's root has no namespaces for the sandbox.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page whose console and requests are watched."""
+
+    def __init__(self, browser: Browser, url: str, viewport: Any = DESK, scheme: Any = "light") -> None:
+        self.said: list[str] = []
+        self.urls: list[str] = []
+        self.context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
+        self.context.set_default_timeout(MS)
+        self.page: Page = self.context.new_page()
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("response", self._answered)
+        self.page.goto(url)
+        expect(self.page.locator("#live")).to_have_text("live", timeout=MS)
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        self.said.append(message.text)
+
+    def _answered(self, response: Response) -> None:
+        self.urls.append(response.url)
+
+    def card(self, name: str = "skip_resets") -> Locator:
+        return self.page.locator(f'[data-migration="{name}"]')
+
+    def state(self, text: str, name: str = "skip_resets") -> None:
+        expect(self.card(name).locator(".pill")).to_have_text(text, timeout=MS)
+
+    def give_token(self) -> None:
+        self.page.get_by_role("button", name="Read-only").click()
+        self.page.get_by_label("Your token").fill(TOKEN)
+        self.page.keyboard.press("Enter")
+        expect(self.page.get_by_role("button", name="As alice")).to_be_visible(timeout=MS)
+
+    def see_snapshots(self, count: int) -> None:
+        for _ in range(count):
+            with self.page.expect_response("**/api/snapshot"):
+                pass
+
+    def confirm(self, button: str, reason: str) -> None:
+        self.page.get_by_label("Why").fill(reason)
+        self.page.locator("#change-dialog").get_by_role("button", name=button, exact=True).click()
+        expect(self.page.locator("#change-dialog")).to_be_hidden(timeout=MS)
+
+    def require_accessible(self) -> None:
+        found = Axe().run(self.page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in SERIOUS] == []
+
+    def picture(self, name: str) -> None:
+        if PICTURES is not None:
+            self.page.screenshot(path=Path(PICTURES) / f"{name}.png", animations="disabled")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Client]]:
+    """A function that serves a console until the end of the test."""
+    with contextlib.ExitStack() as served:
+        yield lambda *arguments: served.enter_context(running(*arguments))
+
+
+@pytest.fixture
+def visit(browser: Browser, serve: Callable[..., Client]) -> Iterator[Callable[..., Visit]]:
+    """A function that opens a page, which is closed before its console.
+
+    Nothing may be said in the browser's console, or asked of another address.
+    """
+    visits: list[Visit] = []
+
+    def open_page(console: Client, **options: Any) -> Visit:
+        visits.append(Visit(browser, console.url, **options))
+        return visits[-1]
+
+    yield open_page
+    for each in visits:
+        each.context.close()
+        assert each.said == []
+        assert {url.split("/")[2] for url in each.urls} == {each.urls[0].split("/")[2]}
+        assert not any(TOKEN in url for url in each.urls)
+
+
+@pytest.fixture
+def busy(feed: Feed, connection: psycopg.Connection[Any], settings: Settings) -> Settings:
+    """Two thousand rows to change, and one that a constraint rejects."""
+    connection.execute(
+        "ALTER TABLE container_repositories ADD CONSTRAINT poison CHECK (migration_state <> 'default' OR id > 3)"
+    )
+    rows = {key: TOO_MANY_TAGS if key % 2 else DEFAULT for key in range(4, 4004)}
+    fill(connection, {**rows, 1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    feed.snapshot(rows)
+    return settings
+
+
+def done(visit: Visit) -> float:
+    return float(visit.card().locator("progress").first.evaluate("bar => bar.value"))
+
+
+def test_running_migration_is_followed_paused_resumed_and_paced(
+    busy: Settings,
+    connection: psycopg.Connection[Any],
+    members: Callable[..., Member],
+    serve: Callable[..., Client],
+    visit: Callable[..., Visit],
+) -> None:
+    console = serve(busy)
+    slow = {"max_rate": 20, "transaction_ms": 200}
+    assert console.post("/api/migrations/skip_resets/pace", slow).status == 200
+    members()
+    page = visit(console)
+    page.state("running")
+    before = done(page)
+    until(lambda: done(page) > before, "the bar moves")
+    page.require_accessible()
+    page.picture("console")
+
+    page.give_token()
+    page.card().get_by_role("button", name="Pause skip_resets").click()
+    page.confirm("Pause", "lunch")
+    page.state("paused")
+    rows = len(written(connection))
+    page.see_snapshots(3)  # the last transaction is in them
+    at = done(page)
+    page.see_snapshots(3)
+    assert (len(written(connection)), done(page)) == (rows, at)
+    page.require_accessible()
+    page.card().get_by_role("button", name="Resume skip_resets").click()
+    page.confirm("Resume", "")
+    page.state("running")
+    until(lambda: len(written(connection)) > rows, "the consumers continue")
+
+    page.card().get_by_role("button", name="Pace skip_resets").click()
+    page.page.get_by_label("Rows per second").fill("0")
+    page.confirm("Change the pace", "tonight")
+    page.state("caught up")
+    expect(page.card()).to_contain_text("No rate limit", timeout=MS)
+    page.page.get_by_text("What operators did").click()
+    expect(page.page.locator("#history-lists")).to_contain_text("lunch", timeout=MS)
+    page.require_accessible()
+    recorded = [(one.action, one.actor, one.via, one.reason) for one in read_history(connection)]
+    assert recorded[1:] == [
+        ("pause", "alice", "console", "lunch"),
+        ("resume", "alice", "console", None),
+        ("tune", "alice", "console", "tonight"),
+    ]
+
+
+def test_dead_letter_is_retried_and_another_discarded(
+    busy: Settings,
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    catch_up: Callable[..., Any],
+    serve: Callable[..., Client],
+    visit: Callable[..., Visit],
+) -> None:
+    feed.send([(b"k", b"nonsense")])
+    catch_up()
+    console = serve(busy)
+    page = visit(console)
+    page.state("caught up")
+    page.give_token()
+    page.card().get_by_role("button", name="2 dead letters").click()
+    dialog = page.page.get_by_role("dialog", name="Dead letters of skip_resets")
+    expect(dialog.locator("tbody tr")).to_have_count(2, timeout=MS)
+    page.require_accessible()
+    page.picture("console-dead-letters")
+    connection.execute("ALTER TABLE container_repositories DROP CONSTRAINT poison")
+    row = dialog.locator("tbody tr", has_text="23514")
+    expect(row).to_contain_text("id=1")
+    row.get_by_role("checkbox").check()
+    dialog.get_by_role("button", name="Retry").click()
+    page.confirm("Retry", "the constraint was dropped")
+    expect(dialog.locator("tbody tr")).to_have_count(1, timeout=MS)
+    assert 1 in written(connection)
+    dialog.get_by_role("checkbox", name="Choose all").check()
+    dialog.get_by_role("button", name="Discard").click()
+    page.confirm("Discard for good", "")
+    expect(dialog).to_contain_text("There are none.", timeout=MS)
+    page.page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+
+
+def test_refused_change_is_explained_in_its_dialog(
+    busy: Settings, members: Callable[..., Member], serve: Callable[..., Client], visit: Callable[..., Visit]
+) -> None:
+    """A status of 409 is an answer; Chromium mentions it in its console all the same."""
+    members()
+    console = serve(busy)
+    until(lambda: console.migration()["members"], "a consumer is alive")
+    page = visit(console)
+    page.give_token()
+    page.card().get_by_role("button", name="Replay skip_resets").click()
+    page.page.locator("#change-confirm").click()
+    expect(page.page.locator("#change-refused")).to_contain_text("has running consumers", timeout=MS)
+    page.page.keyboard.press("Escape")
+    page.said = [each for each in page.said if "status of 409" not in each]
+
+
+def test_page_works_by_keyboard_alone(
+    busy: Settings, serve: Callable[..., Client], visit: Callable[..., Visit]
+) -> None:
+    console = serve(busy)
+    page = visit(console)
+    page.give_token()
+    focused = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+    for _ in range(60):
+        page.page.keyboard.press("Tab")
+        if page.page.evaluate(focused) == "Pause skip_resets":
+            break
+    assert page.page.evaluate(focused) == "Pause skip_resets"
+    page.page.keyboard.press("Enter")
+    page.page.keyboard.type("by keyboard")
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("Enter")
+    page.state("paused")
+    assert page.page.evaluate(focused) == "Resume skip_resets", "the focus returns to the button"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_a_phone_in_the_dark(
+    busy: Settings,
+    members: Callable[..., Member],
+    serve: Callable[..., Client],
+    visit: Callable[..., Visit],
+    scheme: str,
+) -> None:
+    console = serve(busy)
+    assert console.post("/api/migrations/skip_resets/pace", {"max_rate": 20}).status == 200
+    members()
+    page = visit(console, viewport=PHONE, scheme=scheme)
+    page.state("running")
+    width = page.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= PHONE["width"], "nothing is wider than the screen"
+    page.require_accessible()
+    page.picture(f"console-phone-{scheme}")
+    if scheme == "dark":
+        page.page.set_viewport_size(DESK)
+        page.picture("console-dark")
+
+
+def test_console_without_tokens_is_read_only(
+    busy: Settings, serve: Callable[..., Client], visit: Callable[..., Visit]
+) -> None:
+    console = serve(busy, {})
+    page = visit(console)
+    expect(page.card().get_by_role("button", name="Pause skip_resets")).to_be_disabled()
+    expect(page.page.get_by_role("button", name="Read-only")).to_be_disabled()
+    page.require_accessible()
+
+
+def test_console_that_stops_is_noticed_and_followed_again(
+    busy: Settings, serve: Callable[..., Client], visit: Callable[..., Visit]
+) -> None:
+    console = serve(busy)
+    page = visit(console)
+    page.page.route("**/api/snapshot", lambda route: route.abort())
+    expect(page.page.locator("#live")).to_have_text("console does not answer", timeout=MS)
+    page.page.unroute("**/api/snapshot")
+    expect(page.page.locator("#live")).to_have_text("live", timeout=MS)
+    page.said = [each for each in page.said if "ERR_FAILED" not in each]
