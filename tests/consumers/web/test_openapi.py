@@ -18,7 +18,7 @@ from tests.consumers.web.console import TOKEN, Client
 
 pytestmark = pytest.mark.stack
 
-CASES = 25
+CASES = 15
 KNOWN = "skip_resets"
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
 
