@@ -33,6 +33,7 @@ from producers.session import acquire, handover, resume
 from producers.session.acquire import begin_stream, open_feeds, prepare_topics, take_session, take_slot
 from producers.session.commits import Commits, Identity, Restart
 from producers.session.copy_phase import CopyLog, Turns, choose, copy_chunk
+from producers.session.first_claim import require_sole
 from producers.session.handover import Found
 from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.session.slot_monitor import SlotMonitor
@@ -107,7 +108,8 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", positions_topic(settings.prefix))
     opened.callback(relay.close)
     # Only this process can write the source's records from here on.
-    state, scope, server, publication = _find(start, sql, positions, tables, alone=True)
+    found = _find(start, sql, positions, tables, alone=True)
+    state, scope, server, publication = found
     take_session(sql, source, slot, start.stop)
     known = scope.of(state)
     snapshots = resume.current_snapshots(settings, source, known, scope.here(tables), publication)
@@ -129,6 +131,7 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     watch.begin(feeds)
     if (restart := claim(start, commits, feeds, capture, state, stopped, published)) is not None:
         return restart
+    require_sole(sql, found, feeds, positions, commits, start.stop)
     parts = _reading(start, sql, opened, slot, feeds, capture, commits, watch)
     if implementation.compiled is None:
         lines.warning(
