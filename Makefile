@@ -39,10 +39,11 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
 STAMP := $(VENV)/.installed
 FUZZER := $(VENV)/.fuzzer
+FOREIGN := $(VENV)/.foreign
 
 LOWEST := .venv-lowest
 
-.PHONY: help demo test lowest coverage lint bench fuzz types chaos faults model audit clean
+.PHONY: help demo test lowest coverage lint bench fuzz types interop chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extension/*.[ch])
@@ -59,6 +60,10 @@ $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extensio
 
 $(FUZZER): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[fuzz]'
+	@touch $@
+
+$(FOREIGN): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[interop]'
 	@touch $@
 
 help:  ## list the targets
@@ -109,6 +114,9 @@ endif
 
 types: $(STAMP)  ## compare values of every type in table and topic, on PostgreSQL VERSION
 	$(BIN)/python -m tests.compare_types $(if $(VERSION),--version $(VERSION))
+
+interop: $(FOREIGN)  ## let Kafka Connect, Flink, ClickHouse and kafkajs (ONLY one) read every type; WRITE=1 keeps their types
+	$(BIN)/python -m tests.interop $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write)
 
 chaos: $(STAMP)  ## run the pipeline under load and faults, for MINUTES or ROUNDS, or ONLY=producer …; repeat a failure by SEED
 	$(BIN)/python -m tests.chaos$(if $(ONLY),,.path) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ROUNDS),--rounds $(ROUNDS)) \

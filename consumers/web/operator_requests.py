@@ -129,6 +129,7 @@ class OperatorRequests:
             else settle.Settled()
         )
         taken = take_up(self._settings, made, database, sorted(given_up), actor) if given_up else 0
+        self._list_again(name, database)
         return SettledLetters(migration=name, taken_up=taken, **asdict(result))
 
     def discard(self, name: str, events: Sequence[str], wish: Wish, operator: str) -> SettledLetters:
@@ -139,7 +140,13 @@ class OperatorRequests:
         self._note("discard", name, operator)
         actor = _actor(operator, wish)
         result = settle.discard(self._settings, made, database, entries, self._stopping, actor=actor)
+        self._list_again(name, database)
         return SettledLetters(migration=name, **asdict(result))
+
+    def _list_again(self, name: str, database: str) -> None:
+        """Forget the dead letters that were listed before a change of them."""
+        with self._listing:
+            self._listed.pop((name, database), None)
 
     def recent(self, database: str) -> Recent:
         """Return what operators did last in a database."""

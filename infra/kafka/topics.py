@@ -247,6 +247,11 @@ def first_offsets(settings: KafkaSettings, topic: str) -> dict[int, int]:
     return _watermarks(settings, topic, "read_uncommitted", 0)
 
 
+def shows_all(settings: KafkaSettings, topic: str) -> bool:
+    """Whether readers see all that was written, with no transaction that is open or committed a moment ago."""
+    return written_offsets(settings, topic) == end_offsets(settings, topic)
+
+
 def _end_offsets(settings: KafkaSettings, topic: str, isolation_level: str) -> dict[int, int]:
     return _watermarks(settings, topic, isolation_level, 1)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from infra.kafka.topics import partition_counts, with_records
-from infra.schema_registry.registry_identity import RegistryChanged, changed_topics
-from infra.schema_registry.topic_registry import open_registry
+from infra.schema_registry import recorded_ids
+from infra.schema_registry.registry_identity import RegistryChanged
 from infra.settings.model import Settings
 from infra.state.positions import SnapshotState, read_sources
 
@@ -19,10 +18,7 @@ def require_same_registry(settings: Settings, recorded: Recorded) -> None:
 
     The error names the first such topic, and how many more there are.
     """
-    changed = list(changed_registry(settings, recorded))
-    if changed:
-        more = f", as have {len(changed) - 1} more topics" if len(changed) > 1 else ""
-        raise RegistryChanged(f"{changed[0].problem}{more}", remedy=changed[0].remedy)
+    recorded_ids.require_none(changed_registry(settings, recorded))
 
 
 def require_same_registry_of_walks(settings: Settings) -> None:
@@ -43,13 +39,7 @@ def changed_registry(settings: Settings, recorded: Recorded) -> Iterator[Registr
         for name, snapshot in snapshots.items():
             if snapshot.registered and not snapshot.from_scratch and _is_current(settings, source, name):
                 found.setdefault(snapshot.topic, []).append(snapshot.registered)
-    if found:
-        # A consumers' principal, which runs `headrace check` too, may not describe the topics of others.
-        visible = found.keys() & partition_counts(settings.kafka).keys()
-        filled = with_records(settings.kafka, visible)
-        found = {topic: ids for topic, ids in found.items() if topic in filled}
-    if found:
-        yield from changed_topics(settings, open_registry(settings), found)
+    yield from recorded_ids.changed_registry(settings, found)
 
 
 def _is_current(settings: Settings, source: str, name: str) -> bool:

@@ -52,7 +52,7 @@ class Identity:
 
 
 class Commits:
-    """Commits for one session."""
+    """Commits for one session, as `identity`."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Commits:
         slot_monitor: SlotMonitor,
     ) -> None:
         self._sql = sql
-        self._identity = identity
+        self.identity = identity
         self._feeds = feeds
         self._capture = capture
         self._relay = relay
@@ -134,8 +134,8 @@ class Commits:
         if moved:
             capture.handovers = {}
             away = [name for name, given in moved.items() if given]
-            log.get(**{log.SOURCE: self._identity.source}).info("owner changed", away=away)
-            handover.require_any_here(self._identity.source, self._feeds)
+            log.get(**{log.SOURCE: self.identity.source}).info("owner changed", away=away)
+            handover.require_any_here(self.identity.source, self._feeds)
         if from_scratch:
             return Restart(FROM_SCRATCH, from_scratch[0])
         return Restart(PARTITIONS_ADDED) if self._watch.stream_lacks_partitions else None
@@ -152,7 +152,7 @@ class Commits:
     def _records(
         self, changed: Mapping[str, SnapshotState | None], throttled_by: str | None
     ) -> list[tuple[bytes, BaseModel | None]]:
-        source, capture = self._identity.source, self._capture
+        source, capture = self.identity.source, self._capture
         records: list[tuple[bytes, BaseModel | None]] = [
             (record_key(source, table), state) for table, state in changed.items()
         ]
@@ -160,7 +160,7 @@ class Commits:
         return [*records, *capture.strays.records(), (record_key(source), self._stream_state(throttled_by))]
 
     def _count(self) -> None:
-        source, capture = self._identity.source, self._capture
+        source, capture = self.identity.source, self._capture
         metrics.PUBLISHED.labels(source).inc(capture.published)
         self._unobserved += capture.published
         if self._unobserved and capture.commit_ms != self._observed_ms:  # part of a transaction waits for its end
@@ -172,7 +172,7 @@ class Commits:
         metrics.COMMIT_TIME.labels(source).set(capture.commit_ms / 1000)
 
     def _stream_state(self, throttled_by: str | None) -> StreamState:
-        identity, capture, rate = self._identity, self._capture, self._slot_monitor.rate
+        identity, capture, rate = self.identity, self._capture, self._slot_monitor.rate
         return StreamState(
             source=identity.source,
             instance=identity.instance,

@@ -52,10 +52,12 @@ class Scope:
 
     It does not publish the gitlab schemas in `away`; `given` is the progress of their snapshots. `inherited` is the
     progress of tables that other sources published before; the stream begins after their `handover`. Those in
-    `returned` are the source's again: another database, of which this one is now a copy, has given them back.
+    `returned` are the source's again: another database, of which this one is now a copy, has given them back. Other
+    sources may have records of tables of the schemas in `moved`.
     """
 
     away: frozenset[str] = frozenset()
+    moved: frozenset[str] = frozenset()
     returned: frozenset[str] = frozenset()
     given: Mapping[str, SnapshotState] = field(default_factory=dict)
     inherited: Mapping[str, SnapshotState] = field(default_factory=dict)
@@ -131,9 +133,10 @@ def source_scope(
             taken[gitlab_schema] = handover
     if tables and all(table.gitlab_schema in for_good for table in tables):
         raise _all_given(source)
-    _refuse_second_source(source, tables, away | taken.keys(), sources, owners)
+    refuse_second_source(source, tables, away | taken.keys(), sources, owners)
     return Scope(
         away=frozenset(away),
+        moved=frozenset(away | taken.keys()),
         returned=frozenset(returned),
         given=given,
         inherited={
@@ -155,7 +158,7 @@ def _by_gitlab_schema(tables: Sequence[CapturedTable]) -> dict[str, list[Capture
     return schemas
 
 
-def _refuse_second_source(
+def refuse_second_source(
     source: str,
     tables: Iterable[CapturedTable],
     moved: Collection[str],

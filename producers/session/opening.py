@@ -7,6 +7,7 @@ source's records.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Final
 import psycopg
 
 from infra.kafka import clients
+from infra.kafka.topics import shows_all
 from infra.postgres.connect import connect, translated
 from infra.postgres.control import ensure_control_schema
 from infra.postgres.heartbeat import beat
@@ -34,6 +36,7 @@ from producers.session.acquire import begin_stream, open_feeds, prepare_topics, 
 from producers.session.commits import Commits, Identity, Restart
 from producers.session.copy_limits import CopyLimits, snapshot_limits
 from producers.session.copy_phase import CopyLog, Turns, choose, copy_chunk
+from producers.session.first_claim import require_sole
 from producers.session.handover import Found
 from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.session.slot_monitor import SlotMonitor
@@ -52,6 +55,7 @@ from schemas.topics import positions_topic
 
 OUTDATED: Final = "its tables' state was read a moment too early"
 
+_SHOWN_SECONDS: Final = 5.0
 _PATIENCE: Final = "SET lock_timeout = '2s'"
 """For queries next to a chunk, during which the stream pauses; not for what a start has to wait for."""
 
@@ -103,6 +107,8 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     stopped, tables = _captured(start, sql, slot, recorded)
     watch.log_stopped(stopped.values())
     if not tables:
+        if _outdated(settings, positions, source, recorded, start.stop):
+            return Restart(OUTDATED)
         raise acquire.all_stopped(source, stopped.values())
     partitions = prepare_topics(settings, source, tables, lines)
     # Once before the fence, so that a refused start does not affect a running producer.
@@ -111,7 +117,8 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     relay = Relay(settings.kafka, f"{settings.prefix}.{source}", positions_topic(settings.prefix))
     opened.callback(relay.close)
     # Only this process can write the source's records from here on.
-    state, scope, server, publication = _find(start, sql, positions, tables, alone=True)
+    found = _find(start, sql, positions, tables, alone=True)
+    state, scope, server, publication = found
     if _stops(state) != _stops(recorded):
         # A commit returns a moment before readers see it, also one of this process's own last session. Recording the
         # tables that were stopped by then would undo it.
@@ -137,6 +144,7 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     watch.begin(feeds)
     if (restart := claim(start, commits, feeds, capture, state, stopped, published)) is not None:
         return restart
+    require_sole(sql, found, feeds, positions, commits, start.stop)
     parts = _reading(start, sql, opened, slot, feeds, capture, commits, watch)
     if implementation.compiled is None:
         lines.warning(
@@ -145,6 +153,16 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
     lines.info("reading", slot=slot, codec=implementation.name, **{log.POSITION: str(capture.position)})
     parts.copy_log.resumed(feeds, snapshots, database.snapshot.chunk_rows)
     return kind(parts, start.stop, start.timing)
+
+
+def _outdated(
+    settings: Settings, positions: Positions, source: str, recorded: SourceState, stop: threading.Event
+) -> bool:
+    """Whether Kafka shows another state once it shows all that was committed; waits for that briefly."""
+    deadline = time.monotonic() + _SHOWN_SECONDS
+    while not shows_all(settings.kafka, positions_topic(settings.prefix)) and time.monotonic() < deadline:
+        stop.wait(0.02)
+    return _stops(positions.sources().get(source, SourceState())) != _stops(recorded)
 
 
 def _stops(state: SourceState) -> dict[str, tuple[object, ...]]:

@@ -15,6 +15,8 @@ from consumers.commands.execution.progress_bar import progress
 from consumers.contract import contract_checks
 from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
+from consumers.delivery.registry_match import require_registry_of
+from consumers.delivery.topics import source_topics
 from consumers.operations import catalog, migration_sections, pauses
 from consumers.operations import rights as consumer_rights
 from consumers.operations.migration_overview import MigrationOverview
@@ -52,6 +54,7 @@ def run(migration: str, config: Path | None, *, dry: bool, until_caught_up: bool
     stopping = threading.Event()
     with progress(migration, settings, kind, database) as report:
         with kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
+            require_registry_of(settings, source_topics(settings, work, database))
             member = consumer_of(
                 settings,
                 work,
@@ -81,6 +84,7 @@ def run_until_complete(migration: str, config: Path | None, *, as_json: bool) ->
         raise Refused(f"{migration} is paused", remedy=f"resume it with `headrace resume {migration}`")
     stopping = threading.Event()
     with progress(migration, settings, kind, database) as report:
+        require_registry_of(settings, source_topics(settings, work, database))
         member = consumer_of(settings, work, database, stopping=stopping, until_complete=True, report=report)
         process_tuning.tune()
         with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut):

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
+from infra.schema_registry import recorded_ids
 from infra.schema_registry.registry_identity import RegistryChanged, fingerprint
 from infra.settings.model import DatabaseSettings, Settings
 from infra.settings.registry_settings import RegistrySettings
 from infra.settings.storage_settings import StorageSettings, VirtualStorageSettings
 from infra.state.positions import SnapshotState
-from producers.publish import registry_check
 from producers.publish.registry_check import changed_registry, require_same_registry
 from tests.infra.schema_registry.registry_server import RegistryServer, registry_server
 
@@ -36,8 +36,8 @@ def settings(server: RegistryServer, monkeypatch: pytest.MonkeyPatch) -> Setting
             "p.praefect.storage_walk": 4
         }
 
-    monkeypatch.setattr(registry_check, "with_records", filled)
-    monkeypatch.setattr(registry_check, "partition_counts", counts)
+    monkeypatch.setattr(recorded_ids, "with_records", filled)
+    monkeypatch.setattr(recorded_ids, "partition_counts", counts)
     main = DatabaseSettings(dsn="postgresql://h/d", gitlab_schemas=("gitlab_main",), tables=("public.*",))  # type: ignore[arg-type]
     walked = VirtualStorageSettings(database="main", primary="a", storages={"a": StorageSettings(path="/a")})
     return Settings(

@@ -17,6 +17,7 @@ from infra.settings.registry_settings import RegistrySettings
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask
 from producers.session.start_over import start_over
+from tests.consumers import container_repositories
 from tests.infra.schema_registry.registry_server import RegistryServer, registry_server
 from tests.producers.processes import ROOT, write_settings
 from tests.producers.sources import Running, Source, copy_all, running, topic_of
@@ -55,8 +56,12 @@ def ids(source: Source) -> set[int]:
 
 
 def checked(source: Source, config: Path) -> tuple[int, str]:
+    return ran(source, config, "check", "main")
+
+
+def ran(source: Source, config: Path, *words: str) -> tuple[int, str]:
     ended = subprocess.run(
-        [sys.executable, "-m", "headrace", "check", "main", "--config", str(write_settings(source.settings, config))],
+        [sys.executable, "-m", "headrace", *words, "--config", str(write_settings(source.settings, config))],
         cwd=ROOT,
         env={**os.environ, "HEADRACE_REGISTRY__URL": source.settings.registry.url},
         capture_output=True,
@@ -132,3 +137,21 @@ def test_table_whose_registry_lost_its_ids_is_resnapshotted_from_scratch(
     with running(source) as producer:
         producer.caught_up()
     assert ids(source) == {2, 3}
+
+
+def test_consumer_refuses_a_registry_by_which_its_topics_were_not_written(
+    new_source: NewSource, first: RegistryServer, second: RegistryServer, tmp_path: Path
+) -> None:
+    source = new_source(container_repositories.TABLE, "public.container_repositories")
+    at(source, first.url)
+    container_repositories.fill(source.connection, {1: container_repositories.TOO_MANY_TAGS})
+    copy_all(source)
+    at(source, second.url)
+    for words in (["consume", "skip_resets", "--until-caught-up"], ["finalize", "skip_resets"]):
+        code, said = ran(source, tmp_path / "headrace.toml", *words)
+        assert code == 3, said
+        assert f"schema id 1, which is another schema in the registry at {second.url}" in said
+    at(source, first.url)
+    code, said = ran(source, tmp_path / "headrace.toml", "finalize", "skip_resets")
+    assert code == 0, said
+    assert container_repositories.states(source.connection) == {1: container_repositories.DEFAULT}

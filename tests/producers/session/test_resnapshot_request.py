@@ -121,11 +121,12 @@ def test_stopped_table_is_re_snapshotted_from_scratch(new_source: NewSource) -> 
     source.require_equal("public.t")
 
 
+@pytest.mark.parametrize("tables", [["public.t"], ["public.t", "public.u"]])
 def test_request_is_kept_if_the_next_session_first_reads_the_state_before_it(
-    new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+    new_source: NewSource, monkeypatch: pytest.MonkeyPatch, tables: list[str]
 ) -> None:
     """Kafka shows a commit a moment after it returned, and a session begins at once."""
-    source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", "public.t", "public.u")
+    source = new_source(f"{SCHEMA}; {ROWS}; CREATE TABLE u (id int PRIMARY KEY)", *tables)
     with running(source) as producer:
         producer.caught_up()
         source.connection.execute("ALTER TABLE t ALTER COLUMN n TYPE text; UPDATE t SET n = 'x'")
