@@ -139,14 +139,15 @@ def source_scope(
         moved=frozenset(away | taken.keys()),
         returned=frozenset(returned),
         given=given,
-        inherited={
-            each.table: each.model_copy(update={"source": source})
-            for handover in taken.values()
-            for each in handover.snapshots
-        },
+        inherited=_inherited(source, taken.values()),
         # Nothing is written between a schema's change of owner and its opening on the new owner: the last one counts.
         handover=max(taken.values(), key=lambda each: each.confirmed_lsn, default=None),
     )
+
+
+def _inherited(source: str, taken: Iterable[HandoverState]) -> dict[str, SnapshotState]:
+    """Return table → its snapshot, as the record of `source` has it from now on."""
+    return {each.table: each.model_copy(update={"source": source}) for handover in taken for each in handover.snapshots}
 
 
 def _by_gitlab_schema(tables: Sequence[CapturedTable]) -> dict[str, list[CapturedTable]]:
