@@ -95,7 +95,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def resolve() -> dict[str, str]:
     """Ask pip what it would install for the checkout."""
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    ended = run(*pip, "--dry-run", "--ignore-installed", "--report", "-", "-c", str(CONSTRAINTS), "-e", ".[dev]")
+    ended = run(
+        *pip, "--dry-run", "--ignore-installed", "--report", "-", "-c", str(CONSTRAINTS), "-e", ".[dev,fuzz,interop]"
+    )
     if ended.returncode:
         raise SystemExit(f"audit: pip cannot say what it would install: {ended.stderr.strip()}")
     return of_report(json.loads(ended.stdout))
