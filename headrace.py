@@ -259,7 +259,7 @@ def _code() -> int:
     from typer import Abort
     from typer.exceptions import TyperException
 
-    from infra.service.interrupts import INTERRUPTED, STOPPED
+    from infra.service.interrupts import INTERRUPTED, STOPPED, asked
     from schemas.errors import HeadraceError
 
     try:
@@ -273,6 +273,10 @@ def _code() -> int:
         return _failed("not confirmed; nothing was changed", 1)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except ValueError:
+        if not asked():
+            raise
+        code = INTERRUPTED  # confluent-kafka replaces a KeyboardInterrupt that meets it while it converts arguments
     except BrokenPipeError:
         # The reader of our output is gone: there is nowhere to report to.
         _drop_output()
