@@ -134,8 +134,8 @@ class Judge:
             if not gone:
                 break
             # Compaction removed records since they were marked: the keys have later ones.
-            anew = self._topic.places(gone.keys(), marked.ends, marked.secret, self._check)
-            placed = {place: gone.pop(key_hash) for key_hash, place in anew.items()}
+            found_later = self._topic.places(gone.keys(), marked.ends, marked.secret, self._check)
+            placed = {place: gone.pop(key_hash) for key_hash, place in found_later.items()}
             recordless += gone.values()
         else:
             recordless += placed.values()

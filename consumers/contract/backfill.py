@@ -17,6 +17,7 @@ from pydantic import Field
 
 from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Options
+from infra.postgres.array_literal import array_parameter
 from infra.postgres.key_order import Operators, compared, default_operators
 from schemas.errors import Refused
 from schemas.events import UNCHANGED, ChangeEvent, Op
@@ -107,7 +108,8 @@ class Backfill(Migration):
         keys: list[Any] = sorted({change.key for change in changes})
         try:
             cursor.execute(
-                _update(type(self), _operators(cursor, type(self))), (self.value, *map(list, zip(*keys, strict=True)))
+                _update(type(self), _operators(cursor, type(self))),
+                (self.value, *map(array_parameter, zip(*keys, strict=True))),
             )
         except psycopg.errors.UndefinedColumn as error:
             raise NotExpanded(

@@ -111,14 +111,14 @@ def reading(settings: KafkaSettings, **options: Any) -> Iterator[Consumer]:
     A TimeoutError inside means that the brokers stopped answering; its text says in which work.
     """
     with translated(settings):
-        client = _READERS.take(settings, options) or consumer(settings, READERS, **options)
+        client = _IDLE.take(settings, options) or consumer(settings, READERS, **options)
         try:
             yield client
             client.unassign()
         except BaseException:
             leave(client, _LEAVE_SECONDS)
             raise
-        _READERS.keep(settings, options, client)
+        _IDLE.keep(settings, options, client)
 
 
 def assign(client: Consumer, places: Sequence[TopicPartition]) -> None:
@@ -128,7 +128,7 @@ def assign(client: Consumer, places: Sequence[TopicPartition]) -> None:
     client.assign(list(places))
 
 
-class _Readers:
+class _IdleReaders:
     """This process's idle readers: connecting another one takes longer than most reads."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ class _Readers:
             leave(excess, _LEAVE_SECONDS)
 
 
-_READERS: Final = _Readers()
+_IDLE: Final = _IdleReaders()
 
 
 def leave(client: Consumer, seconds: float) -> bool:

@@ -131,10 +131,10 @@ def test_session_names_the_operator(alone: Client, read_only: Client) -> None:
 
 
 def test_reading_needs_a_token_where_others_reach_it(guarded: Client) -> None:
-    nobody = Client(guarded.port, None)
+    without_token = Client(guarded.port, None)
     for path in ("/api/snapshot", "/api/session", "/api/curves", "/api/history/main"):
-        assert nobody.get(path, host="console.example").status == 401
-    assert nobody.get("/", host="console.example").status == 200, "the page asks for the token"
+        assert without_token.get(path, host="console.example").status == 401
+    assert without_token.get("/", host="console.example").status == 200, "the page asks for the token"
     assert guarded.get("/api/session", host="console.example").status == 200
 
 
