@@ -17,8 +17,8 @@ from pydantic import Field
 
 from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Options
-from infra.postgres.array_literal import array_parameter
 from infra.postgres.key_order import Operators, compared, default_operators
+from infra.postgres.parameters import array_parameter
 from schemas.errors import Refused
 from schemas.events import UNCHANGED, ChangeEvent, Op
 

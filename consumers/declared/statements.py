@@ -8,8 +8,8 @@ from typing import Any, Final
 from psycopg import sql
 
 from consumers.contract.migration import Cursor
-from infra.postgres.array_literal import array_parameter
 from infra.postgres.key_order import Operators, among, compared, default_operators, key_order
+from infra.postgres.parameters import array_parameter
 from infra.settings.declare import DeclareSettings
 
 _KEYS: Final = "headrace_keys"

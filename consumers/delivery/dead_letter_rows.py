@@ -19,6 +19,7 @@ from consumers.contract.migration import Migration, Shared
 from consumers.delivery.dead_letter_topic import Entry, Identity, NewDeadLetter
 from consumers.ledger.progress import Connection, Cursor, Place
 from infra.postgres.advisory_locks import holders, lock_key
+from infra.postgres.parameters import storable
 from schemas.errors import Refused
 from schemas.positions import Offset
 
@@ -88,7 +89,7 @@ def record(cursor: Cursor, migration: str, run: int, database: str, dead_letters
                 "topics": [event.place.topic for event in dead_letters],
                 "partitions": [event.place.partition for event in dead_letters],
                 "offsets": [event.offset for event in dead_letters],
-                "reasons": [event.reason for event in dead_letters],
+                "reasons": [storable(cursor.connection, event.reason) for event in dead_letters],
             },
         )
 

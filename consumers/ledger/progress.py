@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 
 from consumers.ledger import fence
 from consumers.ledger.versions import Declared, agree
+from infra.postgres.parameters import storable
 from schemas.errors import HeadraceError
 from schemas.positions import Offset
 
@@ -196,7 +197,10 @@ class Ledger:
                 ],
                 "dead_letters": [advance.dead_letters for advance in advances],
                 "rates": [advance.rate for advance in advances],
-                "reasons": [Jsonb(_reasons(advance, share)) for advance, share in zip(advances, shares, strict=True)],
+                "reasons": [
+                    Jsonb({storable(cursor.connection, reason): number for reason, number in reasons.items()})
+                    for reasons in map(_reasons, advances, shares)
+                ],
             },
             prepare=True,
         )

@@ -12,7 +12,7 @@ from typing import Final
 from consumers.contract.decisions import Change, Decision, Skip
 from consumers.contract.migration import Cursor, Migration, Options
 from consumers.contract.suggested_index import SuggestedIndex
-from infra.postgres.array_literal import array_parameter
+from infra.postgres.parameters import array_parameter
 from schemas.events import UNCHANGED, ChangeEvent, Op
 
 SKIPPED: Final = "import_skipped"

@@ -8,6 +8,7 @@ from typing import Final
 from consumers.contract.migration import Migration
 from consumers.ledger.target import Connection
 from infra.health.indicator import Health, Stop, limits, stops
+from infra.postgres.parameters import storable
 from infra.service import log, metrics
 from infra.settings.model import MigrationSettings
 
@@ -58,7 +59,7 @@ class Throttle:
             metrics.THROTTLED.labels(self._migration, name).set(isinstance(signal, Stop))
         self._health.log_unknown(signals, self._log)
         if reason := stops(signals):
-            connection.execute(_RECORD, (self._migration, self._member, reason))
+            connection.execute(_RECORD, (self._migration, self._member, storable(connection, reason)))
             if not self._throttled:
                 self._log.warning("consumer throttled", reason=reason)
         elif self._throttled:

@@ -14,6 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infra.postgres import table_format
+from infra.postgres.parameters import send_json_as_text
 from infra.postgres.passwords import opened
 from infra.service.command_output import CommandFailed
 from infra.settings.database_login import Address, DatabaseLogin, Where, address_of
@@ -92,6 +93,7 @@ def connect(where: Where, *, name: str, autocommit: bool = True, reading: bool =
         )
         _ADDRESSES[connection] = address
         try:
+            send_json_as_text(connection)
             connection.execute(pinned(connection.info.server_version, reading=reading))
             connection.autocommit = autocommit
         except psycopg.errors.QueryCanceled as error:

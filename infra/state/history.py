@@ -20,6 +20,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from infra.postgres import connect, table_format
+from infra.postgres.parameters import storable
 from infra.service import log
 from infra.settings.model import Settings
 from schemas.errors import DatabaseUnavailable, UsageError
@@ -153,9 +154,9 @@ def record_action(
         (
             done_by.request,
             action.value,
-            done_by.name,
+            storable(connection, done_by.name),
             done_by.via.value,
-            done_by.reason,
+            done_by.reason and storable(connection, done_by.reason),
             Jsonb(details),
             list(subjects),
         ),

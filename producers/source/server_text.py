@@ -14,12 +14,10 @@ from typing import Any, Final
 
 import psycopg
 
+from infra.postgres.parameters import NO_ENCODING, UTF8, encoding_of
 from producers.source.table_errors import not_utf8
 from schemas.errors import Malformed
 from schemas.events import Relation
-
-_NO_ENCODING: Final = "SQL_ASCII"
-_UTF8: Final = "UTF8"
 
 DOUBTFUL: Final = frozenset({"EUC_JP", "EUC_TW"})
 """Encodings with two codes for a few characters that have one in UTF-8: two keys could become equal.
@@ -47,20 +45,15 @@ Values = Sequence[Any]
 """A row of the stream; each value is bytes, None or UNCHANGED."""
 
 
-def encoding_of(connection: psycopg.Connection[Any]) -> str:
-    """Return PostgreSQL's name of the connected database's encoding."""
-    return connection.info.parameter_status("server_encoding") or _UTF8
-
-
 def stream_encoding(connection: psycopg.Connection[Any]) -> str:
     """Return the client_encoding of a replication connection to the same database."""
-    return _UTF8 if encoding_of(connection) == _UTF8 else _NO_ENCODING
+    return UTF8 if encoding_of(connection) == UTF8 else NO_ENCODING
 
 
 def server_text(connection: psycopg.Connection[Any]) -> ServerText | None:
     """Return the converter of the stream's text; None if that is UTF-8."""
     encoding = encoding_of(connection)
-    return None if encoding == _UTF8 else ServerText(connection, encoding)
+    return None if encoding == UTF8 else ServerText(connection, encoding)
 
 
 class ServerText:
@@ -106,7 +99,7 @@ class ServerText:
 
     def _utf8(self, value: bytes, *, one_to_one: bool = False) -> bytes:
         """Return the text in UTF-8; raises ValueError."""
-        if self._encoding == _NO_ENCODING:
+        if self._encoding == NO_ENCODING:
             try:
                 value.decode()
             except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 
 from infra.postgres.connect import one_line
 from infra.postgres.key_order import Operators
+from infra.postgres.parameters import encoding_of
 from infra.settings.model import DatabaseSettings
 from infra.settings.table_labels import TableLabels
 from infra.settings.table_patterns import divided, matches
@@ -255,7 +256,7 @@ def _captured(
         table["estimated_rows"],
         table["partitioned"],
         order,
-        connection.info.parameter_status("server_encoding") or "UTF8",
+        encoding_of(connection),
         _hidden(name, table),
         parts_now,
         connection.info.dbname,

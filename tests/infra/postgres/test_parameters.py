@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from infra.postgres.array_literal import array_parameter
+from infra.postgres.parameters import array_parameter
 from tests.conftest import Database
 
 
