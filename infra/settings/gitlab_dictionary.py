@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import TYPE_CHECKING, Any, Final
 
 from infra.settings.mistakes import close_to
 from infra.settings.model import PATTERN_WORDS, DatabaseSettings
@@ -23,12 +21,14 @@ from infra.settings.section import NAME_PATTERN
 from schemas.errors import SettingsError
 from schemas.gitlab_schemas import KNOWN
 
+if TYPE_CHECKING:
+    import yaml
+
 LIMIT: Final = 256 * 1024
 """Bytes of the largest file that is read; the largest of GitLab's has about 22,000."""
 DEPTH: Final = 50
 """How deeply a file may be nested; GitLab's are at most four levels deep."""
 
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES: Final = (".yml", ".yaml")
 _NAMES: Final = ("table_name", "view_name")
 _LABEL: Final = "gitlab_schema"
@@ -210,9 +210,11 @@ def _label(value: str | None, what: str, place: Place) -> str:
 
 def _top_level(path: Path) -> Iterator[tuple[str, str | None, Place]]:
     """Yield each key of the file's mapping with its value if that is plain text, else None, and its place."""
+    import yaml  # noqa: PLC0415 - every command would load it, and most settings name no dictionary
+
     text = _text(path)
     try:
-        yield from _pairs(path, yaml.parse(text, Loader=_LOADER))
+        yield from _pairs(path, yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except yaml.YAMLError as error:
         mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
         line = mark.line + 1 if mark else None if position is None else text.count("\n", 0, position) + 1
@@ -220,6 +222,8 @@ def _top_level(path: Path) -> Iterator[tuple[str, str | None, Place]]:
 
 
 def _pairs(path: Path, events: Iterator[Any]) -> Iterator[tuple[str, str | None, Place]]:
+    import yaml  # noqa: PLC0415 - as above
+
     depth, documents = 0, 0
     key: str | None = None
     for event in events:

@@ -125,8 +125,8 @@ PLANTS: Final[dict[str, Plant]] = {
         6,
         "the server converts the stream, and ends it at a character without a UTF-8 equivalent",
         (
-            Edit("producers.source.server_text:server_text", "None if encoding == _UTF8 else", "None if encoding else"),
-            Edit("producers.source.server_text:stream_encoding", "else _NO_ENCODING", "else _UTF8"),
+            Edit("producers.source.server_text:server_text", "None if encoding == UTF8 else", "None if encoding else"),
+            Edit("producers.source.server_text:stream_encoding", "else NO_ENCODING", "else UTF8"),
         ),
     ),
     "fatal_request": Plant(
