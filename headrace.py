@@ -245,8 +245,9 @@ def _arguments() -> list[str]:
 
 def main() -> None:
     """Run the command line; every error a user can meet is one line on standard error, and what it shows after that."""
-    from infra.service import interrupts
+    from infra.service import interrupts, log
 
+    log.to_standard_error()
     with interrupts.guarded():
         code = _code()
         if interrupts.asked():

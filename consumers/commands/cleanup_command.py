@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from infra.cli.options import Config, Json, Reason, Yes
+from infra.service import log
 
 if TYPE_CHECKING:
     from consumers.operations.cleanup import StaleRecord
@@ -34,6 +35,7 @@ def cleanup(
 
     actor = operator(reason)
     settings = load_settings(config)
+    log.configure(settings.log)
     removed = remove(settings, database, actor) if yes else []
     left = stale_records(settings, database)
     if json:

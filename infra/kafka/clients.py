@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -63,6 +64,8 @@ _LEAVE_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 30.0
 IDLE_READERS: Final = 4
 """Readers that stay connected for the next use."""
+IDLE_SECONDS: Final = 60.0
+"""How long they do, if there is a next use of any."""
 _NONE: Final[Mapping[str, Any]] = {}
 
 _INVALID: Final = {KafkaError._INVALID_ARG, KafkaError._CONFLICT}
@@ -133,23 +136,32 @@ class _IdleReaders:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[tuple[tuple[int, KafkaSettings, Mapping[str, Any]], Consumer]] = []
+        self._idle: list[tuple[float, tuple[int, KafkaSettings, Mapping[str, Any]], Consumer]] = []
 
     def take(self, settings: KafkaSettings, options: Mapping[str, Any]) -> Consumer | None:
         asked = os.getpid(), settings, options
+        self._close_old()
         with self._lock:
-            place = next((place for place, (of, _) in enumerate(self._idle) if of == asked), None)
-            client = self._idle.pop(place)[1] if place is not None else None
+            place = next((place for place, (_, of, _) in enumerate(self._idle) if of == asked), None)
+            client = self._idle.pop(place)[2] if place is not None else None
         if client is not None:
             client.poll(0)  # serves its log lines and the renewal of a token
         return client
 
     def keep(self, settings: KafkaSettings, options: Mapping[str, Any], client: Consumer) -> None:
         with self._lock:
-            self._idle.append(((os.getpid(), settings, options), client))
-            excess = self._idle.pop(0)[1] if len(self._idle) > IDLE_READERS else None
-        if excess is not None:
-            leave(excess, _LEAVE_SECONDS)
+            self._idle.append((time.monotonic(), (os.getpid(), settings, options), client))
+        self._close_old()
+
+    def _close_old(self) -> None:
+        """Close readers that nothing took for long: without its brokers one tries to connect, and logs, for ever."""
+        now = time.monotonic()
+        with self._lock:
+            kept = [each for each in self._idle if now - each[0] < IDLE_SECONDS][-IDLE_READERS:]
+            closed = [each for each in self._idle if each not in kept]
+            self._idle = kept
+        for _, _, client in closed:
+            leave(client, 0)
 
 
 _IDLE: Final = _IdleReaders()

@@ -65,6 +65,9 @@ _SINCE: Final[Mapping[str, int]] = {"idle_session_timeout": 140_000, "transactio
 _GONE: Final = ("08", "57P", "53300")
 """SQLSTATEs of an unavailable server: no connection, shutting down or starting, too many connections."""
 
+_TIMED_OUT: Final = ("57014", "25P04", "57P05")
+"""SQLSTATEs of a role's timeouts that can end a session at its start: of a statement, a transaction, while idle."""
+
 _ADDRESSES: Final[MutableMapping[psycopg.Connection[Any], Address]] = WeakKeyDictionary()
 """What each open connection was opened with: a password that opened it may have expired for the next one."""
 
@@ -96,11 +99,10 @@ def connect(where: Where, *, name: str, autocommit: bool = True, reading: bool =
             send_json_as_text(connection)
             connection.execute(pinned(connection.info.server_version, reading=reading))
             connection.autocommit = autocommit
-        except psycopg.errors.QueryCanceled as error:
+        except BaseException as error:
             connection.close()
-            raise slow_start(where, one_line(error)) from error
-        except BaseException:
-            connection.close()
+            if isinstance(error, psycopg.Error) and error.sqlstate in _TIMED_OUT:
+                raise slow_start(where, one_line(error)) from error
             raise
         return connection
 
@@ -108,7 +110,7 @@ def connect(where: Where, *, name: str, autocommit: bool = True, reading: bool =
 def slow_start(where: Where, reason: str) -> DatabaseUnavailable:
     """Return the error for a session whose settings an overloaded server did not set in time.
 
-    The role's statement_timeout is in force until then.
+    The role's own timeouts are in force until then.
     """
     return DatabaseUnavailable(f"{described(where)} was too slow to start a session: {reason}")
 

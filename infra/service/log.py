@@ -6,6 +6,7 @@ with it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ POSITION: Final = "position"
 ROWS: Final = "rows"
 REASON: Final = "reason"
 
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
 
 class _Wanted:
     """What `configure` was last called with, until a line is logged: many commands log nothing, and import no more."""
@@ -50,6 +53,15 @@ class _Wanted:
 
 
 _WANTED: Final = _Wanted()
+
+
+def to_standard_error() -> None:
+    """Send the log to standard error until a command has read the settings; never among what it prints.
+
+    The level is that of the setting's variable, which `--verbose` sets.
+    """
+    level = os.environ.get("HEADRACE_LOG__LEVEL", "")
+    _WANTED.set(not sys.stderr.isatty(), level if level in _LEVELS else "info")
 
 
 def configure(settings: LogSettings, *, json: bool | None = None) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from infra.cli.options import Config, Json
+from infra.service import log
 from infra.state.history_text import described, together
 from schemas.errors import UsageError, printable
 
@@ -50,6 +51,7 @@ def history(
 
     begin = None if since is None else _moment(since, datetime.now(UTC))
     settings = load_settings(config)
+    log.configure(settings.log)
     found = whole_history(settings, subjects=[name] if name else [], since=begin, limit=limit)
     for database, problem in found.missing.items():
         print(f"without database {database}: {printable(problem)}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.cli.options import Config, Json, Reason, Yes
+from infra.service import log
 from schemas.errors import UsageError
 
 _KEY_HELP = "Repeat for each column of the key."
@@ -50,6 +51,7 @@ def snapshot(
 
     actor = operator(reason)
     settings = load_settings(config)
+    log.configure(settings.log)
     if from_scratch and (first or last):
         raise UsageError("--from-scratch reads the whole table", remedy="omit --from and --to")
     name = source or settings.source_of(table, "--source")

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from consumers.testing.waiting import until
 from infra.kafka import clients, topics
 from infra.kafka.denials import AccessDenied
 from infra.settings.model import KafkaSettings
@@ -143,17 +144,31 @@ def test_idle_reader_is_used_again_for_the_same_settings_without_its_assignment(
         assert end.code() == KafkaError._PARTITION_EOF
 
 
+def test_reader_that_nothing_took_for_long_is_closed_at_the_next_use_of_any(
+    settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its brokers may be gone: it would try to connect for ever."""
+    with clients.reading(settings) as first:
+        pass
+    monkeypatch.setattr(clients, "IDLE_SECONDS", 0)
+    with clients.reading(settings) as other:
+        assert other is not first
+        until(lambda: closed(first), "the reader is closed")
+
+
+def closed(client: Consumer) -> bool:
+    try:
+        client.assignment()
+    except RuntimeError:
+        return True
+    return False
+
+
 def test_only_a_few_idle_readers_stay_open(settings: KafkaSettings) -> None:
     with contextlib.ExitStack() as opened:
         many = [opened.enter_context(clients.reading(settings)) for _ in range(clients.IDLE_READERS + 1)]
-    closed = []
-    for client in many:
-        try:
-            client.assignment()
-        except RuntimeError:
-            closed.append(client)
-    assert len(closed) >= 1, "the one that waited longest, and those of other settings before it"
-    assert len(closed) < len(many)
+    until(lambda: any(map(closed, many)), "the one that waited longest is closed")
+    assert not all(map(closed, many))
 
 
 def test_the_settings_options_reach_the_client(settings: KafkaSettings, prefix: str) -> None:

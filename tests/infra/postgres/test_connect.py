@@ -351,13 +351,14 @@ def test_all_settings_are_sent_in_one_message(database: Database, tmp_path: Path
     assert "\tQuery\t" in sent[0]
 
 
-def test_first_statement_cancelled_by_the_roles_timeout_is_retryable(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("timeout", ["statement_timeout", "transaction_timeout"])
+def test_session_that_a_timeout_of_the_role_ends_at_its_start_is_retryable(
+    database: Database, monkeypatch: pytest.MonkeyPatch, timeout: str
 ) -> None:
     with database.connect() as connection:
-        connection.execute(f"ALTER DATABASE {database.name} SET statement_timeout = '100ms'".encode())
+        connection.execute(f"ALTER DATABASE {database.name} SET {timeout} = '100ms'".encode())
     monkeypatch.setattr("infra.postgres.connect.pinned", pinned_slowly)
-    with pytest.raises(DatabaseUnavailable, match=r"too slow to start a session: canceling statement due to"):
+    with pytest.raises(DatabaseUnavailable, match=r"too slow to start a session: .* due to"):
         connect(database.dsn, name="test", reading=True)
 
 

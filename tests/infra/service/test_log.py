@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -50,6 +52,22 @@ def test_json_is_what_a_collected_output_gets(capsys: pytest.CaptureFixture[str]
     log.configure(LogSettings())  # captured: no terminal
     log.get().info("collected")
     assert json.loads(capsys.readouterr().err)["event"] == "collected"
+
+
+@pytest.mark.parametrize(("level", "lines"), [("", 1), ("debug", 2), ("error", 0), ("nonsense", 1)])
+def test_nothing_is_logged_among_what_a_command_prints_even_before_it_has_read_the_settings(
+    level: str, lines: int
+) -> None:
+    program = (
+        "from infra.service import log; log.to_standard_error();"
+        " log.get().debug('one'); log.get().warning('other'); print('{}')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HEADRACE_LOG__LEVEL": level}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ended.stdout == "{}\n"
+    assert len(ended.stderr.splitlines()) == lines
 
 
 def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
