@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 
@@ -38,7 +36,7 @@ def until_shown(settings: KafkaSettings, *topics: str) -> None:
         return all(now >= end for now, end in zip(ends, written, strict=True))
 
     # The broker itself ends what a producer that died left open, after a minute or so.
-    until(shown, f"the transactions of {', '.join(topics)} end", passing=_NotYet, meanwhile=lambda: time.sleep(0.005))
+    until(shown, f"the transactions of {', '.join(topics)} end", passing=_NotYet)
 
 
 class _NotYet(Exception):

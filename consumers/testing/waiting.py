@@ -13,11 +13,10 @@ from typing import Any, Final, TypeVar
 PATIENCE: Final = 180.0
 """Seconds until a test that waits gives up; nothing is asserted about it."""
 
+_LEAST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.5
+
 Found = TypeVar("Found")
-
-
-def pause() -> None:
-    time.sleep(0.02)
 
 
 def until(
@@ -27,26 +26,33 @@ def until(
     *,
     passing: type[BaseException] | tuple[type[BaseException], ...] = (),
     seen: Callable[[], object] | None = None,
-    meanwhile: Callable[[], object] = pause,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Found:
     """Wait until the condition returns something true, and return that.
 
-    `passing` are the exceptions that count as "not yet", `meanwhile` is called between two looks. Raises AssertionError
-    after `seconds`, with `what` was awaited, what was seen last (`seen`, or what the condition returned, and the
-    operands of its comparisons where it is a lambda), and the last exception that was suppressed, also as the cause.
+    `passing` are the exceptions that count as "not yet", `meanwhile` is called between two looks; without it they are
+    so far apart that looking takes a quarter of the time at most, which leaves the machine to what is awaited. Raises
+    AssertionError after `seconds`, with `what` was awaited, what was seen last (`seen`, or what the condition returned,
+    and the operands of its comparisons where it is a lambda), and the last exception that was suppressed, also as the
+    cause.
     """
     deadline = time.monotonic() + seconds
     suppressed: BaseException | None = None
     while True:
         found: object = None
+        began = time.monotonic()
         try:
             if found := condition():
                 return found
         except passing as error:
             suppressed = error
-        if time.monotonic() >= deadline:
+        ended = time.monotonic()
+        if ended >= deadline:
             break
-        meanwhile()
+        if meanwhile is not None:
+            meanwhile()
+        else:
+            time.sleep(min(max(3 * (ended - began), _LEAST_PAUSE), _LONGEST_PAUSE))
     parts = [f"timed out after {seconds:g} s: {what}", f"last seen: {repr(found) if seen is None else seen()}"]
     parts += _operands(condition) if seen is None else []
     if suppressed is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from consumers.testing.waiting import pause, until
+from consumers.testing.waiting import until
 from infra.stack import embedded_stack
 from infra.stack.postgresql.server import EmbeddedPostgres
 
@@ -20,7 +20,9 @@ def consume(server: EmbeddedPostgres, slot: str) -> None:
         connection.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", [slot])
 
 
-def wait_until(server: EmbeddedPostgres, query: str, expected: object, meanwhile: Callable[[], object] = pause) -> None:
+def wait_until(
+    server: EmbeddedPostgres, query: str, expected: object, meanwhile: Callable[[], object] | None = None
+) -> None:
     with server.connect() as connection:
         until(lambda: connection.execute(query.encode()).fetchone() == expected, query, meanwhile=meanwhile)
 
