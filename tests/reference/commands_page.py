@@ -12,6 +12,8 @@ from typing import Any, Final
 import typer
 
 from tests.command_tree import command_of, paths
+from tests.documents import DOCUMENTS
+from tests.reference.json_shapes import shape
 from tests.reference.tables import markdown, table
 
 _INTRODUCTION: Final = """\
@@ -51,6 +53,8 @@ def _section(words: tuple[str, ...]) -> Iterator[str]:
     if isinstance(command, typer.core.TyperGroup):
         return
     yield table(["argument or option", "what"], [_row(command, each) for each in command.params])
+    if (model := DOCUMENTS.get(" ".join(words))) is not None:
+        yield f"`--json` prints:\n\n```text\n{shape(model)}\n```\n"
 
 
 def _row(command: Any, parameter: Any) -> tuple[str, str]:
