@@ -43,7 +43,7 @@ FOREIGN := $(VENV)/.foreign
 
 LOWEST := .venv-lowest
 
-.PHONY: help demo test lowest coverage lint bench fuzz types interop chaos faults model audit clean
+.PHONY: help demo test docs reference lowest coverage lint bench fuzz types interop chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extension/*.[ch])
@@ -74,6 +74,13 @@ demo: $(STAMP)  ## run all migrations on real servers
 
 test: $(STAMP)  ## run every test on real servers, or with SANITIZE=1 the codec's on a build with sanitizers
 	$(BIN)/python -m $(if $(SANITIZE),tests.schemas.codec.sanitized,pytest -n $(JOBS) --dist loadfile)
+
+docs: $(STAMP)  ## make a site of the documents, which can be searched without a network, in build/site
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	@echo build/site/index.html
+
+reference: $(STAMP)  ## write the pages of docs/reference that are generated from the program
+	$(BIN)/python -m tests.reference
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest_constraints.txt
 	$(PYTHON) -m venv $(LOWEST)

@@ -12,20 +12,17 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import headrace
+from tests.command_tree import command_of, paths
 from tests.consumers.commands.test_display import migration
 from tests.consumers.contract.authors import sound
 from tests.documents import DOCUMENTS, WITHOUT, hold
-from tests.test_help import ROOT, paths
 
 
 def test_every_command_has_a_model_or_a_reason() -> None:
-    context = ROOT.make_context("headrace", [], resilient_parsing=True)
     with_json: set[str] = set()
     without: set[str] = set()
     for words in paths():
-        command: Any = ROOT
-        for word in words:
-            command = command.resolve_command(context, [word])[1]
+        command = command_of(words)
         if not isinstance(command, typer.core.TyperGroup):
             options = {name for option in command.params for name in option.opts}
             (with_json if "--json" in options else without).add(" ".join(words))

@@ -5,25 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 import headrace
-
-ROOT = typer.main.get_group(headrace.app)
-
-
-def paths(command: Any = ROOT, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the words of every command and group."""
-    yield at
-    if isinstance(command, typer.core.TyperGroup):
-        context = command.make_context("headrace", [], resilient_parsing=True)
-        for name in command.list_commands(context):
-            yield from paths(command.resolve_command(context, [name])[1], (*at, name))
+from tests.command_tree import paths
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, *words: str, columns: int) -> str:

@@ -21,6 +21,8 @@ app = typer.Typer(
     help="""Write a migration of your own.
 
         headrace new migration lower_emails --table public.users
+
+    `migration` writes a file of Python, its case and its test; `backfill` a section of the settings, without code.
     """,
     no_args_is_help=True,
 )

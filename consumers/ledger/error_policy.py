@@ -22,7 +22,7 @@ class Action(Enum):
     """The reaction of the runtime."""
 
     RETRY = "retry"
-    """Retry the same transaction after a growing pause; see Rule.tries."""
+    """Retry the same transaction after a growing pause, indefinitely unless the rule limits that."""
     RECONNECT = "reconnect"
     """Reconnect and continue from the ledger, since it is unknown whether a commit succeeded."""
     REPOSITION = "reposition"
@@ -32,8 +32,9 @@ class Action(Enum):
     SPLIT = "split"
     """Bisect the transaction down to the failing change, which becomes a dead letter."""
     DOUBT = "doubt"
-    """Like SPLIT, but without a dead letter unless the statement works for another row; else STOP (failing_rows)."""
+    """Like split, but without a dead letter unless the statement works for another row; else stop (failing_rows)."""
     STOP = "stop"
+    """End the consumer with the error; its position is safe in the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ TABLE: Final[tuple[Rule, ...]] = (
     Rule(psycopg.DataError, Action.SPLIT, "a value cannot be converted to SQL", _LISTED),
     Rule(None, Action.RECONNECT, "the connection was lost", _GONE),
 )
-"""The SQLSTATE classes are PostgreSQL's (errcodes.txt); docs/how-to/running.md has a summary of this table."""
+"""The SQLSTATE classes are PostgreSQL's (errcodes.txt); docs/reference/errors.md shows this table."""
 
 _STOP: Final = Rule(Exception, Action.STOP, "unknown error", "check the log")
 

@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """Run all migrations on temporary servers, with proofs.
 
-    Example: `headrace demo --rows 100000`.
+        headrace demo --rows 100000
 
     Starts its own Kafka and PostgreSQL, builds a GitLab-shaped database, streams it into topics while an application
     writes, runs the migration `skip_resets` with two consumers, kills one with SIGKILL half-way, replays the topics,

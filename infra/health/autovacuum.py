@@ -14,9 +14,9 @@ _WORKERS = """
 
 
 class Autovacuum(Indicator):
-    """Throttles while an autovacuum worker is on a table, also one to prevent wraparound. Limit: true or false.
+    """Throttles while an autovacuum worker is on a table of the migration, also one to prevent wraparound.
 
-    Needs pg_monitor.
+    Limit: true or false. Needs pg_monitor.
     """
 
     name = "autovacuum"

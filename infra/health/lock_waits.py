@@ -17,7 +17,7 @@ _WAITING = """
 
 
 class LockWaits(Indicator):
-    """Throttles when more sessions than this have waited for over a second, by default 5."""
+    """Throttles when more sessions than this wait for over a second for locks on its tables, by default 5."""
 
     name = "lock_waits"
     default = 5

@@ -8,7 +8,7 @@ from infra.health.indicator import Cursor, Fine, Indicator, Signal, Stop, Subjec
 class Sql(Indicator):
     """Throttles while the query returns a row whose first column is neither null nor false.
 
-    A string in that column is the reason. There is no query by default.
+    A string in that column is the reason. There is no query by default. It names tables with their schema.
     """
 
     name = "sql"

@@ -53,10 +53,11 @@ def up_with(load_sample: LoadSample) -> Callable[..., None]:
     ) -> None:
         """Start Kafka and PostgreSQL in the background.
 
-        Example: `headrace up --sample --write-settings`, stopped by `headrace down`.
+            headrace up --sample --write-settings
 
-        With --brokers 3 each record has three replicas and is acknowledged by two; with --kafka-port they use
-        consecutive ports. --write-settings never overwrites a file; it captures the tables of --sample.
+        `headrace down` stops them. With --brokers 3 each record has three replicas and is acknowledged by two; with
+        --kafka-port they use consecutive ports. --write-settings never overwrites a file; it captures the tables of
+        --sample.
         """
         require_stack()
         from infra.cli import tables
@@ -94,7 +95,9 @@ def up_with(load_sample: LoadSample) -> Callable[..., None]:
 def down(directory: Directory = None, remove_data: RemoveData = False, as_json: AsJson = False) -> None:
     """Stop the servers of `headrace up`; keep their data.
 
-    Example: `headrace down --remove-data` also deletes the data.
+        headrace down
+
+    With --remove-data it deletes their data, too.
     """
     require_stack()
     from infra.service import interrupts

@@ -26,6 +26,8 @@ def check_with(advise: Adviser) -> Callable[..., None]:
     ) -> None:
         """Report what sources and migrations need before they can run.
 
+            headrace check main skip_resets
+
         Changes nothing. Exit code 3 when something is missing. If producers and consumers have separate roles and
         principals, run it as each, with the names of the sources and migrations that it runs.
 
@@ -33,8 +35,6 @@ def check_with(advise: Adviser) -> Callable[..., None]:
         when it is lost if nothing reads it; for each migration what prevents it from running, such as an error in its
         file, an unknown setting or a table that is not captured, and an index that would make it faster; for a table
         that another database owns whether it was written here, and whether the guard rejects writes.
-
-        Example: headrace check main skip_resets
         """
         from producers.commands.examination import report
 

@@ -29,12 +29,12 @@ def guard(
 ) -> None:
     """Reject writes to tables that another database owns.
 
+        headrace guard gitlab_ci --database main
+
     Installs a trigger on every table of the gitlab schemas that the settings or headrace's dictionary know, including
     partitions. A table in use is retried, with a lock timeout of 200 ms. A standby gets the triggers from its primary,
     so install them before a switchover, or with `headrace switchover --guard`. Run it again after adding tables;
     `headrace check` names tables without the trigger.
-
-    Example: headrace guard gitlab_ci --database main
     """
     from infra.guard import write_guard as trigger
     from infra.postgres import connect

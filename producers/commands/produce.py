@@ -41,6 +41,8 @@ def produce(
 ) -> None:
     """Stream a database, or walk a virtual storage, into Kafka.
 
+        headrace produce main
+
     For a database, runs as a service: snapshots each table, then follows its changes. Ctrl-C or SIGTERM stops it
     cleanly; after SIGKILL the next start resumes safely. A second producer of the same source takes over from the
     first.
@@ -49,8 +51,6 @@ def produce(
     publishes no end, and the next start walks from the beginning. The walk is skipped if `repositories_imported` is set
     for the virtual storage in Praefect's database. With --until-imported it repeats the walk with growing pauses until
     that is set, then exits with 0; of several such processes one walks.
-
-    Example: headrace produce main
     """
     from infra.settings.file import load_settings
 

@@ -38,11 +38,11 @@ def snapshot(
 ) -> None:
     """Re-snapshot a table, or a range of its keys.
 
+        headrace snapshot public.projects --from 1 --to 1000
+
     The producer does it, at once or at its next start, while it continues to publish the table's changes; `headrace
     status` shows the progress. It publishes the existing rows. A row that is only in the topic stays there: only
     --from-scratch removes it.
-
-    Example: headrace snapshot public.projects --from 1 --to 1000
     """
     from infra.settings.file import load_settings
     from infra.state.history import operator

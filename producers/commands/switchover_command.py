@@ -50,14 +50,14 @@ def switchover(
 ) -> None:
     """Move gitlab schemas to a physical standby and promote it.
 
+        headrace switchover gitlab_ci --from main --to ci
+
     Closes them on the old owner, waits until the standby has replayed that, promotes it, creates the slot for its
     producer, and opens them there. If killed or failed, repeat the same command: it continues. Producers and migrations
     wait meanwhile, and continue with the new owner exactly where they were. docs/how-to/switchover.md has the whole
     procedure, and what to do in every state that --status shows.
 
     With --guard, a side that does not own a table rejects an application's writes to it (`headrace guard`).
-
-    Example: headrace switchover gitlab_ci --from main --to ci
     """
     if abort and status:
         raise UsageError("--abort and --status exclude each other")

@@ -36,6 +36,7 @@ from schemas.events import ChangeEvent
 from schemas.positions import Offset
 from schemas.topics import dead_letters_topic, group_name, positions_topic, schemas_topic, table_topic
 from tests.security.secured_kafka import SecuredKafka
+from tests.shells import Shell
 
 pytestmark = pytest.mark.stack
 
@@ -213,6 +214,18 @@ def test_consumer_of_one_gitlab_schema_has_no_access_to_another(world: World) ->
     assert read_one(user, world.shared_table) == b"a row's values", "it can read its own table"
     join(user, group_name(world.settings.prefix, "shared_notes"), world.shared_table)
     write_one(user, dead_letters_topic(world.settings.prefix, "shared_notes"), b"a dead letter")
+
+
+def test_documented_command_creates_the_acls(world: World, shell: Shell) -> None:
+    """It is in docs/reference/security.md."""
+    shell.write(
+        f'prefix = "{world.settings.prefix}"\n[kafka]\nbootstrap_servers = "{world.broker.bootstrap_servers}"\n'
+        '[databases.main]\ndsn = "postgresql://nobody@127.0.0.1:1/none"\n'
+        'gitlab_schemas = ["gitlab_main", "gitlab_shared"]\ntables = ["public.container_repositories"]\n'
+    )
+    assert shell.run("init", "--acls", "--apply").code == 0
+    user = world.as_user(PRODUCER).kafka
+    until(lambda: not kafka_rights.lacking(user, *of_producer(world)), "the broker to have the ACLs")
 
 
 def test_rights_to_the_whole_prefix_allow_every_attack(world: World) -> None:

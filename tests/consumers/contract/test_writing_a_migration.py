@@ -1,4 +1,7 @@
-"""The files in docs/how-to/writing-a-migration.md run from a folder outside of the checkout, and their tests pass."""
+"""The migration in docs/how-to/writing-a-migration.md runs from a folder outside of the checkout.
+
+Its tests are run with the page's commands, by tests/docs/test_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.testing.promises import PROMISES
 from tests.consumers.container_repositories import Feed, fill
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "writing-a-migration.md"
@@ -72,19 +74,6 @@ def test_documented_migration_runs(own: Path, feed: Feed, connection: psycopg.Co
     named = connection.execute("SELECT id FROM container_repositories WHERE name = 'unnamed' ORDER BY id").fetchall()
     assert named == [(1,), (2,), (3,)]
     assert headrace("verify", config=own).returncode == 0
-
-
-def test_documented_decisions_are_right(folder: Path) -> None:
-    ran = _run(["pytest", "-q", "-p", "no:cacheprovider", "migrations", "-k", "not contract"], folder.parent)
-    assert ran.returncode == 0, ran.stdout
-    assert "2 passed" in ran.stdout
-
-
-@pytest.mark.stack
-def test_documented_contract_is_kept(folder: Path) -> None:
-    ran = _run(["pytest", "-q", "-p", "no:cacheprovider", "migrations", "-k", "contract"], folder.parent)
-    assert ran.returncode == 0, ran.stdout
-    assert f"{len(PROMISES)} passed" in ran.stdout
 
 
 @pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check", "--line-length=120"]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,18 @@ from typing import Any
 import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Response, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Response, ViewportSize, expect
 
 from consumers.testing.waiting import PATIENCE, until
 from infra.settings.model import Settings
 from infra.state.history import read_history
+from tests.browsers import chromium
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.web.console import TOKEN, Client, running
 
 pytestmark = pytest.mark.stack
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-REQUIRED = os.environ.get("HEADRACE_BROWSER") == "required"
 PICTURES = os.environ.get("HEADRACE_PICTURES")
 """A directory for the pictures of docs/how-to/console.md; without it none are taken."""
 PHONE = ViewportSize(width=390, height=844)
@@ -35,14 +33,8 @@ SERIOUS = ("serious", "critical")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None and not REQUIRED:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    assert CHROMIUM is not None, "HEADRACE_BROWSER=required, and there is none"
-    with sync_playwright() as playwright:
-        # A container's root has no namespaces for the sandbox.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+    with chromium() as started:
+        yield started
 
 
 class Visit:

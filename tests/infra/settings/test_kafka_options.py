@@ -17,7 +17,6 @@ from infra.settings.model import KafkaSettings
 from schemas.errors import SettingsError
 
 SECRET = "s3cret-of-the-test"
-DOCS = Path(__file__).parents[3] / "docs" / "reference" / "kafka-options.md"
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +74,6 @@ def test_the_library_takes_what_the_table_allows(librdkafka: ctypes.CDLL) -> Non
         for value in values:
             taken = librdkafka.rd_kafka_conf_set(configuration, name.encode(), value.encode(), said, 512)
             assert taken == 0, said.value
-
-
-def test_the_docs_have_the_same_table() -> None:
-    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    expected = []
-    for name in sorted(YOURS.keys() | OURS.keys()):
-        option = YOURS.get(name)
-        if option is None:
-            expected.append(f"| `{name}` | headrace's | | {OURS[name]} |")
-        else:
-            whose = "checked" if option.why else "yours"
-            expected.append(f"| `{name}` | {whose} | {option.takes} | {option.why} |".replace("|  |", "| |"))
-    assert rows == expected
 
 
 @pytest.mark.parametrize(

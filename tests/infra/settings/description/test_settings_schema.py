@@ -15,7 +15,6 @@ from consumers.operations import catalog
 from infra.settings.description.settings_schema import descriptions, json_schema
 from infra.settings.kafka_options import YOURS
 from infra.settings.model import MigrationSettings, Settings
-from tests.settings_reference import PAGE, page
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,3 @@ def test_models_of_one_name_in_two_migrations_stay_apart() -> None:
     definitions_ = json_schema({"one": options(int), "two": options(str)}, complete=True)["definitions"]
     assert definitions_["one.Inner"]["properties"]["value"]["type"] == "integer"
     assert definitions_["two.Inner"]["properties"]["value"]["type"] == "string"
-
-
-def test_the_reference_page_is_that_of_the_models() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.settings_reference"
