@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 import yaml
 
-from infra.settings import gitlab_dictionary
 from infra.settings.gitlab_dictionary import GitlabDictionary, read_dictionary
 from infra.settings.section import NAME_PATTERN
 from schemas.errors import SettingsError
@@ -24,10 +24,8 @@ _LOADERS: Final = (yaml.CSafeLoader, yaml.SafeLoader)
 
 def _run(data: bytes) -> None:
     _FILE.write_bytes(data)
-    usual = gitlab_dictionary._LOADER
-    try:
-        for loader in _LOADERS:
-            gitlab_dictionary._LOADER = loader  # type: ignore[misc]
+    for loader in _LOADERS:
+        with patch.object(yaml, "CSafeLoader", loader):
             for path in (_FILE, _FOLDER):
                 read_dictionary.cache_clear()
                 kind, found = outcome(SettingsError, read_dictionary, path)
@@ -35,8 +33,6 @@ def _run(data: bytes) -> None:
                     raise Violation(f"a message of more than one line: {found!r}")
                 if isinstance(found, GitlabDictionary):
                     _require_sound(found)
-    finally:
-        gitlab_dictionary._LOADER = usual  # type: ignore[misc]
 
 
 def _require_sound(found: GitlabDictionary) -> None:
