@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.settings import gitlab_dictionary
 from infra.settings.gitlab_dictionary import DEPTH, LIMIT, read_dictionary
 from schemas.errors import SettingsError
 
@@ -102,7 +101,7 @@ def test_older_file_has_symbols_and_plain_names() -> None:
 def test_pyyaml_without_its_compiled_part_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = read_dictionary(DOCS)
     read_dictionary.cache_clear()
-    monkeypatch.setattr(gitlab_dictionary, "_LOADER", yaml.SafeLoader)
+    monkeypatch.delattr(yaml, "CSafeLoader")
     assert read_dictionary(DOCS) == compiled
 
 
@@ -142,7 +141,7 @@ def test_pyyaml_without_its_compiled_part_reads_the_same(monkeypatch: pytest.Mon
 def test_malformed_file_of_a_table_is_one_line_with_its_place(
     folder: Path, text: str, said: str, loader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gitlab_dictionary, "_LOADER", getattr(yaml, loader))
+    monkeypatch.setattr(yaml, "CSafeLoader", getattr(yaml, loader))
     file = folder / "zz.yml"
     file.write_text(text)
     with pytest.raises(SettingsError) as caught:

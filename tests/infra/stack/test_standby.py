@@ -23,8 +23,6 @@ def consume(server: EmbeddedPostgres, slot: str) -> None:
 def wait_until(
     server: EmbeddedPostgres, query: str, expected: object, meanwhile: Callable[[], object] | None = None
 ) -> None:
-    server: EmbeddedPostgres, query: str, expected: object, meanwhile: Callable[[], object] | None = None
-) -> None:
     with server.connect() as connection:
         until(lambda: connection.execute(query.encode()).fetchone() == expected, query, meanwhile=meanwhile)
 
