@@ -68,7 +68,7 @@ def test_words_lead_to_their_pages(index: dict[str, Any]) -> None:
 
     assert "reference/settings" in pages("transaction_m")
     assert "reference/errors" in pages("brokerunavail")
-    assert "how-to/recovery" in pages("slot")
+    assert "how-to/running" in pages("slot")
     assert pages("nowhere_in_the_documents") == set()
 
 
