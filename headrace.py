@@ -101,6 +101,7 @@ COMMANDS: Final = {
     "try": ("Show what a migration does with one row; write nothing.", "consumers.commands.try_command:try_"),
     "pause": ("Pause a migration; its consumers stay and wait.", "consumers.commands.consume:pause"),
     "resume": ("Resume a paused or failed migration.", "consumers.commands.consume:resume"),
+    "pace": ("Change the pace of a migration while it runs.", "consumers.commands.consume:pace"),
     "replay": ("Start a new run of a migration over its topics.", "consumers.commands.consume:replay"),
     "verify": ("Count the rows that a migration has left to change.", "consumers.commands.consume:verify"),
     "finalize": ("Run a consumer until the migration is complete.", "consumers.commands.consume:finalize"),

@@ -76,6 +76,7 @@ class StatusOfSource(Document):
     waits_for: list[str]
     snapshot: Snapshot | None
     snapshot_throttled_by: str | None
+    snapshot_max_mb_per_second: float
     left_bytes: int | None
     retained_limit_bytes: int | None
     tables: int
@@ -166,6 +167,13 @@ class Paused(Document):
     migration: str
     database: str
     paused: bool
+
+
+class Paced(Document):
+    migration: str
+    database: str
+    max_rate: float | None
+    transaction_ms: int | None
 
 
 class Start(Document):

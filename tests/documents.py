@@ -25,6 +25,7 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "migrations": models.Migrations,
     "new backfill": authoring.Added,
     "new migration": authoring.Written,
+    "pace": models.Paced,
     "pause": models.Paused,
     "replay": models.Replay,
     "report": models.Reported,

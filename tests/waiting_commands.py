@@ -17,6 +17,7 @@ WAITING = [
     "history",
     "init --acls --apply",
     "new backfill lower_names --table public.container_repositories --set name=lower(name) --where name<>lower(name)",
+    "pace skip_resets --max-rate 5",
     "pause skip_resets",
     "produce main",
     "replay skip_resets",

@@ -1,4 +1,4 @@
-"""The commands that run a migration: consume, status, pause, resume, replay, verify, finalize.
+"""The commands that run a migration: consume, status, pause, resume, pace, replay, verify, finalize.
 
 Plain functions for headrace.py to mount; they raise HeadraceError, which headrace.py prints.
 """
@@ -122,6 +122,52 @@ def resume(migration: MigrationArgument, reason: Reason = None, as_json: Json = 
         print(json.dumps({"migration": migration, "database": database, "paused": False}))
     else:
         print(f"{migration} is resumed")
+
+
+def pace(
+    migration: MigrationArgument,
+    max_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--max-rate", metavar="ROWS", help="Most rows that each consumer changes in a second; 0: no limit."
+        ),
+    ] = None,
+    transaction_ms: Annotated[
+        int | None, typer.Option("--transaction-ms", metavar="MS", help="Target duration of a transaction.")
+    ] = None,
+    as_in_settings: Annotated[bool, typer.Option("--as-in-settings", help="Return to the settings' pace.")] = False,
+    reason: Reason = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Change the pace of a migration while it runs.
+
+        headrace pace skip_resets --max-rate 500
+
+    Running consumers follow within a second, and others when they start, until --as-in-settings. What is not given
+    stays as it is. `headrace status --json` shows the pace.
+    """
+    given = max_rate is not None or transaction_ms is not None
+    if given is as_in_settings:
+        raise UsageError(
+            "--as-in-settings excludes --max-rate and --transaction-ms" if given else "no pace was given",
+            remedy="give --max-rate, --transaction-ms or both, or --as-in-settings",
+        )
+    from consumers.commands.execution.named_migration import named_migration
+    from consumers.operations.pace_changes import set_pace
+    from infra.state.history import operator
+
+    actor = operator(reason)
+    settings, kind, database = named_migration(migration, config)
+    rate, duration = set_pace(settings, kind, database, max_rate, transaction_ms, keep=not as_in_settings, actor=actor)
+    if as_json:
+        print(json.dumps({"migration": migration, "database": database, "max_rate": rate, "transaction_ms": duration}))
+    else:
+        shown = {"max_rate": rate, "transaction_ms": duration}
+        texts = [
+            f"{name} {'as in the settings' if value is None else f'{value:,.12g}'}" for name, value in shown.items()
+        ]
+        print(f"{migration}: {', '.join(texts)}; its consumers follow within a second")
 
 
 def replay(

@@ -14,9 +14,14 @@ from schemas.errors import UsageError
 _LARGEST_RATE: Final = 1e9
 _LONGEST_MS: Final = 3_600_000
 _SET: Final = """
-    INSERT INTO headrace.paces (migration, max_rate, transaction_ms) VALUES (%s, %s, %s)
+    INSERT INTO headrace.paces AS p (migration, max_rate, transaction_ms)
+    VALUES (%(migration)s, %(max_rate)s, %(transaction_ms)s)
     ON CONFLICT (migration) DO UPDATE
-       SET max_rate = excluded.max_rate, transaction_ms = excluded.transaction_ms, changed_at = now()
+       SET max_rate = CASE WHEN %(keep)s THEN coalesce(excluded.max_rate, p.max_rate) ELSE excluded.max_rate END,
+           transaction_ms = CASE WHEN %(keep)s THEN coalesce(excluded.transaction_ms, p.transaction_ms)
+                                 ELSE excluded.transaction_ms END,
+           changed_at = now()
+    RETURNING max_rate, transaction_ms
 """
 
 
@@ -27,13 +32,14 @@ def set_pace(
     max_rate: float | None,
     transaction_ms: int | None,
     *,
+    keep: bool = False,
     actor: Actor | None = None,
-) -> None:
-    """Have every consumer of `migration` work at this pace; None: as in the settings. Idempotent.
+) -> tuple[float | None, int | None]:
+    """Have every consumer of `migration` work at this pace, and return it; None: as in the settings. Idempotent.
 
-    `max_rate` is in rows changed per second by each consumer, 0 without limit; `transaction_ms` in milliseconds.
-    Running consumers follow within a second, and others when they start, until it is set to None. Raises UsageError
-    for a value that no pace can have.
+    `max_rate` is in rows changed per second by each consumer, 0 without limit; `transaction_ms` in milliseconds. With
+    `keep`, None leaves that one as it is. Running consumers follow within a second, and others when they start, until
+    it is set to None. Raises UsageError for a value that no pace can have.
     """
     if max_rate is not None and not 0 <= max_rate <= _LARGEST_RATE:
         raise UsageError(f"max_rate cannot be {max_rate:g}", remedy=f"give 0 to {_LARGEST_RATE:,.0f} rows per second")
@@ -43,12 +49,13 @@ def set_pace(
     with connect.session(section, name=f"pace {migration.name}") as connection:
         ensure_control_schema(connection, database, section.gitlab_schemas, prefix=settings.prefix)
         with connection.transaction():
-            connection.execute(_SET, (migration.name, max_rate, transaction_ms))
+            row = connection.execute(
+                _SET,
+                {"migration": migration.name, "max_rate": max_rate, "transaction_ms": transaction_ms, "keep": keep},
+            ).fetchone()
+            assert row is not None
+            rate, duration = row
             record_action(
-                connection,
-                OperatorAction.TUNE,
-                [migration.name],
-                actor,
-                max_rate=max_rate,
-                transaction_ms=transaction_ms,
+                connection, OperatorAction.PACE, [migration.name], actor, max_rate=rate, transaction_ms=duration
             )
+    return rate, duration

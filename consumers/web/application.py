@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from consumers.web.documents import (
     Curves,
@@ -83,6 +84,7 @@ def application(observation: Observation, requests: OperatorRequests, access: Ac
     )
     made.add_exception_handler(HeadraceError, _failed)
     made.add_exception_handler(RequestValidationError, _invalid)
+    made.add_exception_handler(HTTPException, _not_served)
     _add_page(made)
     _add_reads(made, observation, requests, access)
     _add_changes(made, requests)
@@ -182,6 +184,14 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(found), "see /openapi.json")
+
+
+def _not_served(_request: Request, error: Exception) -> JSONResponse:
+    """Answer as described what the framework refuses: an unknown path or method, or a body that it cannot read."""
+    assert isinstance(error, HTTPException)
+    answer = _problem(HTTPStatus(error.status_code), str(error.detail), "see /openapi.json")
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _problem(status: HTTPStatus, problem: str, remedy: str) -> JSONResponse:

@@ -13,6 +13,7 @@ from typing import Final
 import uvicorn
 
 from consumers.web.application import application
+from consumers.web.impatient_protocol import ImpatientProtocol
 from consumers.web.observation import Observation
 from consumers.web.operator_requests import OperatorRequests
 from consumers.web.request_guard import Access, RequestGuard
@@ -71,7 +72,7 @@ def _configuration(guard: RequestGuard) -> uvicorn.Config:
         proxy_headers=False,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=ImpatientProtocol,
         loop="asyncio",
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,

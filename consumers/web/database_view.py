@@ -18,14 +18,17 @@ from consumers.contract.migration import Migration
 from consumers.dead_letters.given_up import read_work_status
 from consumers.ledger.recorded import Records, read_records
 from consumers.operations.overview.source_status import SlotView, slot_view
+from consumers.web.documents import Verified
 from infra.postgres import connect, control, standbys
 from infra.settings.model import Settings
+from infra.state.history import last_verifications
 from infra.state.positions import StreamState
 
 Connection = psycopg.Connection[Any]
 
 _SLOT_SECONDS: Final = 2.0
 _STANDBYS_SECONDS: Final = 15.0
+_VERIFIED_SECONDS: Final = 15.0
 _WORK_SECONDS: Final = 60.0
 _WORK_STATEMENTS: Final = 9
 """The most that read_work_status sends: a transaction, a savepoint, and a migration's own query."""
@@ -72,6 +75,7 @@ class DatabaseView:
         self._questions = [
             _Question(_SLOT_SECONDS, 1, self._ask_slot),
             _Question(_STANDBYS_SECONDS, 2, self._ask_standbys),
+            _Question(_VERIFIED_SECONDS, 1, self._ask_verified),
             *(_Question(_WORK_SECONDS, _WORK_STATEMENTS, self._asking_work(kind)) for kind in working),
         ]
         self.records: Records | None = None
@@ -79,6 +83,8 @@ class DatabaseView:
         """Whether it answered last."""
         self.slot = SlotView()
         self.waits_for: list[str] = []
+        self.verified: Mapping[str, Verified] = {}
+        """Migration → what was counted last."""
         self.work: Mapping[str, WorkStatus] = {}
         """Migration → the progress of its work outside the database."""
 
@@ -136,6 +142,11 @@ class DatabaseView:
         if stream is None:
             return False
         self.waits_for = standbys.awaited(connection, stream.slot)
+        return True
+
+    def _ask_verified(self, connection: Connection) -> bool:
+        found = last_verifications(connection)
+        self.verified = {name: Verified(at=at, remaining=left) for name, (at, left) in found.items()}
         return True
 
     def _asking_work(self, kind: type[Migration]) -> Callable[[Connection], bool]:

@@ -37,6 +37,28 @@ class TopicStatus(Shape):
     """The sources that write it."""
 
 
+class Verified(Shape):
+    """What `headrace verify` counted last of a migration."""
+
+    at: datetime
+    remaining: int
+    """Rows that were left to change."""
+
+
+class WatchedMigration(MigrationStatus):
+    """One migration in one database; its rows are not counted for this."""
+
+    verified: Verified | None = None
+    """Null if they were never counted."""
+
+
+class WatchedSource(SourceStatus):
+    """One source."""
+
+    snapshot_eta_seconds: float | None = None
+    """Until the snapshot in progress is done, at the pace of the last minute; null if that is unknown."""
+
+
 class Snapshot(Shape):
     """Everything that the page shows, computed at most once a second for all viewers together."""
 
@@ -45,8 +67,8 @@ class Snapshot(Shape):
     prefix: str
     problems: list[str]
     """Servers that do not answer: what is shown of them is older."""
-    migrations: list[MigrationStatus]
-    sources: list[SourceStatus]
+    migrations: list[WatchedMigration]
+    sources: list[WatchedSource]
     topics: list[TopicStatus]
 
 

@@ -18,8 +18,9 @@ from consumers.operations.overview.status_models import MigrationStatus, SourceS
 from consumers.operations.status import Known, Placed, described, described_broken, placed
 from consumers.web.curves import SECONDS, RateCurves
 from consumers.web.database_view import DatabaseView
-from consumers.web.documents import Curves, Snapshot, TopicStatus
+from consumers.web.documents import Curves, Snapshot, TopicStatus, WatchedMigration, WatchedSource
 from consumers.web.kafka_view import KafkaView
+from consumers.web.snapshot_eta import SnapshotEta
 from consumers.web.watcher import WATCHED_SECONDS, Audience, Watcher
 from infra.postgres.control import Ownership
 from infra.settings.model import Settings
@@ -71,6 +72,7 @@ class Observation:
         ]
         self._lock = threading.Lock()
         self._curves = RateCurves(clock)
+        self._etas = SnapshotEta()
         self._made: tuple[float, bytes] = float("-inf"), b""
 
     def start(self) -> None:
@@ -113,12 +115,16 @@ class Observation:
         except HeadraceError as error:
             problems.append(str(error))
         migrations += [described_broken(entry) for _, entry in sorted(catalog.broken(self._settings).items())]
+        verified = {name: view.verified for name, view in self._databases.items()}
         return Snapshot(
             at=datetime.now(UTC),
             version=formats.PROGRAM,
             prefix=self._settings.prefix,
             problems=problems,
-            migrations=migrations,
+            migrations=[
+                WatchedMigration(**dict(one), verified=verified.get(one.database, {}).get(one.name))
+                for one in migrations
+            ],
             sources=list(self._sources()),
             topics=list(self._topics(migrations)),
         )
@@ -153,14 +159,22 @@ class Observation:
             error=None if view.answered else f"database {place.database} does not answer: this is older",
         )
 
-    def _sources(self) -> Iterator[SourceStatus]:
+    def _sources(self) -> Iterator[WatchedSource]:
         for name, state in sorted(self._kafka.sources.items()):
             view = self._databases.get(name)
             slot, waits_for = (view.slot, view.waits_for) if view is not None else (SlotView(), [])
             found = described_source(self._settings, name, state, slot, waits_for)
             # Those with progress first: a snapshot of a thousand tables is under way in a few.
             shown = sorted(found.copying, key=lambda each: (each.stopped is None, not each.chunks_done, each.table))
-            yield found.model_copy(update={"copying": shown[:_MOST_TABLES]})
+            yield WatchedSource(
+                **{**dict(found), "copying": shown[:_MOST_TABLES]}, snapshot_eta_seconds=self._snapshot_eta(found)
+            )
+
+    def _snapshot_eta(self, found: SourceStatus) -> float | None:
+        if found.snapshot is None or all(each.stopped for each in found.copying):
+            self._etas.forget(found.name)
+            return None
+        return self._etas.estimate(found.name, self._clock(), found.snapshot.chunks_done, found.snapshot.chunks)
 
     def _topics(self, migrations: Sequence[MigrationStatus]) -> Iterator[TopicStatus]:
         ends: dict[str, int] = {}

@@ -30,13 +30,13 @@ from consumers.web.documents import (
     SettledLetters,
     Wish,
 )
+from consumers.web.listings import Listings
 from infra.postgres import connect
 from infra.service import log
-from infra.settings.model import Settings
+from infra.settings.model import DatabaseSettings, Settings
 from infra.state.history import Actor, Via, read_history
 from schemas.errors import UsageError
 
-_FRESH_SECONDS: Final = 1.0
 _MOST_LETTERS: Final = 1_000
 _MOST_ACTIONS: Final = 50
 
@@ -54,10 +54,9 @@ class OperatorRequests:
         """`stopping` ends retries between two dead letters; `clock` returns seconds."""
         self._settings = settings
         self._stopping = stopping
-        self._clock = clock
         self._keys = RowKeys(settings)
-        self._listing = threading.Lock()
-        self._listed: dict[tuple[str, str], tuple[float, DeadLetters]] = {}
+        self._letters = Listings[DeadLetters](clock)
+        self._histories = Listings[Recent](clock)
 
     def pause(self, name: str, wish: Wish, operator: str, *, paused: bool) -> Paused:
         """Pause or resume a migration."""
@@ -87,12 +86,7 @@ class OperatorRequests:
         The servers are asked once a second at most for a migration, however many viewers list it.
         """
         kind, target = self._found(name, database)
-        with self._listing:
-            at, found = self._listed.get((name, target), (float("-inf"), None))
-            if found is None or self._clock() - at >= _FRESH_SECONDS:
-                found = self._read_dead_letters(kind, target)
-                self._listed[name, target] = self._clock(), found
-            return found
+        return self._letters.get((name, target), lambda: self._read_dead_letters(kind, target))
 
     def _read_dead_letters(self, kind: type[Migration], target: str) -> DeadLetters:
         entries = settle.read_dead_letters(self._settings, kind, target)[:_MOST_LETTERS]
@@ -129,7 +123,7 @@ class OperatorRequests:
             else settle.Settled()
         )
         taken = take_up(self._settings, made, database, sorted(given_up), actor) if given_up else 0
-        self._list_again(name, database)
+        self._letters.forget((name, database))
         return SettledLetters(migration=name, taken_up=taken, **asdict(result))
 
     def discard(self, name: str, events: Sequence[str], wish: Wish, operator: str) -> SettledLetters:
@@ -140,17 +134,16 @@ class OperatorRequests:
         self._note("discard", name, operator)
         actor = _actor(operator, wish)
         result = settle.discard(self._settings, made, database, entries, self._stopping, actor=actor)
-        self._list_again(name, database)
+        self._letters.forget((name, database))
         return SettledLetters(migration=name, **asdict(result))
 
-    def _list_again(self, name: str, database: str) -> None:
-        """Forget the dead letters that were listed before a change of them."""
-        with self._listing:
-            self._listed.pop((name, database), None)
-
     def recent(self, database: str) -> Recent:
-        """Return what operators did last in a database."""
-        with connect.session(self._settings.database(database), name="web history") as connection:
+        """Return what operators did last in a database, which is asked once a second at most."""
+        section = self._settings.database(database)
+        return self._histories.get(database, lambda: self._read_recent(database, section))
+
+    def _read_recent(self, database: str, section: DatabaseSettings) -> Recent:
+        with connect.session(section, name="web history") as connection:
             found = read_history(connection, limit=_MOST_ACTIONS)
         actions = [
             Recorded(

@@ -1,7 +1,8 @@
 """Records who did what to a migration or source, when and why, in `headrace.history` of the database concerned.
 
 An action that is a transaction there is recorded in that transaction: if the process is killed, both are there or
-neither. Anything else, such as a promotion, is recorded right after it. Roles may only add to the table.
+neither. Anything else, such as a promotion, is recorded right after it, or once a later command finds it done. Roles
+may only add to the table.
 """
 
 from __future__ import annotations
@@ -31,10 +32,20 @@ REASON_CHARACTERS: Final = 1_000
 """The longest reason."""
 
 _THERE: Final = "SELECT pg_catalog.to_regclass('headrace.history') IS NOT NULL"
-_PERMITTED: Final = "SELECT pg_catalog.has_table_privilege('headrace.history', 'INSERT')"
+_PERMITTED: Final = "SELECT pg_catalog.has_table_privilege('headrace.history', %s)"
 _INSERT: Final = """
     INSERT INTO headrace.history (subject, request, action, actor, via, reason, details)
     SELECT subject, %s, %s, %s, %s, %s, %s FROM unnest(%s::text[]) AS subject
+"""
+_LAST: Final = """
+    SELECT details FROM headrace.history
+     WHERE action OPERATOR(pg_catalog.=) %s AND subject OPERATOR(pg_catalog.=) %s ORDER BY at DESC, id LIMIT 100
+"""
+_VERIFIED: Final = """
+    SELECT DISTINCT ON (subject) subject, at, (details OPERATOR(pg_catalog.->>) 'remaining')::bigint
+      FROM headrace.history
+     WHERE action OPERATOR(pg_catalog.=) 'verify' AND details OPERATOR(pg_catalog.?) 'remaining'
+     ORDER BY subject, at DESC
 """
 _READ: Final = """
     SELECT id, at, action, subject, actor, via, reason, details, role, request
@@ -54,7 +65,7 @@ class OperatorAction(StrEnum):
     RETRY = "retry"
     """Of one dead letter, or of work that was given up."""
     DISCARD = "discard"
-    TUNE = "tune"
+    PACE = "pace"
     """Another rate or transaction time while it runs."""
     SCHEMA = "schema"
     """A step of a release that alters the table."""
@@ -145,7 +156,7 @@ def record_action(
     """
     done_by = actor or operator()
     known = connection.execute(_THERE).fetchone() == (True,)
-    if not known or (if_permitted and connection.execute(_PERMITTED).fetchone() != (True,)):
+    if not known or (if_permitted and not _permitted(connection, "INSERT")):
         if action is not OperatorAction.VERIFY:  # which only reads, perhaps before any service created the tables
             log.get(actor=done_by.name).warning("action not recorded", action=action.value, subjects=list(subjects))
         return
@@ -161,6 +172,38 @@ def record_action(
             list(subjects),
         ),
     )
+
+
+def last_details(connection: Connection, action: OperatorAction, subject: str) -> list[Mapping[str, Any]]:
+    """Return the details of the last 100 such actions on `subject`, newest first.
+
+    Empty where the table is missing, or for a role that may not read it. Driver errors pass through.
+    """
+    if connection.execute(_THERE).fetchone() != (True,) or not _permitted(connection, "SELECT"):
+        return []
+    return [details for (details,) in connection.execute(_LAST, (action.value, subject))]
+
+
+def last_verifications(connection: Connection) -> dict[str, tuple[datetime, int]]:
+    """Return migration → when `headrace verify` counted the rows that it had left last, and how many; one statement.
+
+    Empty where the table is missing, for a role that may not read it, or if it takes longer than the session's timeout.
+    Other driver errors pass through.
+    """
+    try:
+        found = connection.execute(_VERIFIED).fetchall()
+    except (
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.QueryCanceled,
+    ):
+        return {}
+    return {name: (at, left) for name, at, left in found}
+
+
+def _permitted(connection: Connection, privilege: str) -> bool:
+    return connection.execute(_PERMITTED, (privilege,)).fetchone() == (True,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def history(
 
         headrace history skip_resets --since 7d
 
-    Each pause, resume, replay, retry, discard, repair, snapshot, switchover, guard, schema release and cleanup is
+    Each pause, resume, pace, replay, retry, discard, repair, snapshot, switchover, guard, schema release and cleanup is
     recorded in the transaction that does it, in the database that it concerns; all databases are asked, and the newest
     is last. What was refused is not recorded.
     """

@@ -20,7 +20,7 @@ def described(same: Sequence[HistoryEntry]) -> str:
     """Return the details of entries of one command on one subject; empty without any."""
     if len(same) == 1:
         return ", ".join(
-            f"{key.replace('_', ' ')} {_text(value)}"
+            key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {_text(value)}"
             for key, value in same[0].details.items()
             if value is not None and value is not False and value != {}
         )

@@ -79,8 +79,10 @@ def ask(settings: Settings, source: str, request: SnapshotRequest, actor: Actor 
             and not sessions_of(connection, slot)
             and _would_be_refused(connection, settings, source, state, table, publication)
         ):
-            record(connection)
-            _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, from_scratch=True))
+            with connection.transaction():
+                record(connection)
+                # Before the commit: what Kafka does not accept is not recorded either.
+                _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, from_scratch=True))
             return f"{table.name} is re-snapshotted when the producer of {source} starts"
         if not request.from_scratch:
             _require_readable(table.name, recorded)

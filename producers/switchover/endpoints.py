@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -16,7 +16,7 @@ import psycopg
 from infra.postgres import table_format
 from infra.postgres.control import Owner, Ownership, ownership
 from infra.settings.model import Settings
-from infra.state.history import Actor, OperatorAction, record_action
+from infra.state.history import Actor, OperatorAction, last_details, record_action
 from producers.source import slots
 from schemas.errors import Refused, UsageError
 from schemas.gitlab_schemas import PER_DATABASE
@@ -157,13 +157,47 @@ def write(connection: psycopg.Connection[Any], changes: Changes) -> None:
 
 def record_step(connection: psycopg.Connection[Any], move: Move, step: str, actor: Actor) -> None:
     """Record a step of the move, within the transaction that did it or right after it."""
+    _record(connection, move, move.gitlab_schemas, step, actor)
+
+
+def record_found(connection: psycopg.Connection[Any], move: Move, steps: Iterable[str], actor: Actor) -> None:
+    """Record those of `steps`, all of them done, that no command has recorded since the move was closed.
+
+    Other tooling did them, or a command that was killed before it could record them.
+    """
+    for step in steps:
+        left = [each for each in move.gitlab_schemas if step not in _recorded(connection, move, each)]
+        if left:
+            _record(connection, move, left, step, actor, done_before=True)
+
+
+def _recorded(connection: psycopg.Connection[Any], move: Move, gitlab_schema: str) -> set[Any]:
+    """Return the steps of the move that are recorded since its last close."""
+    found: set[Any] = set()
+    for details in last_details(connection, OperatorAction.SWITCHOVER, gitlab_schema):
+        if (details.get("source"), details.get("destination")) == (move.source, move.destination):
+            if details.get("step") == "close":
+                break
+            found.add(details.get("step"))
+    return found
+
+
+def _record(
+    connection: psycopg.Connection[Any],
+    move: Move,
+    gitlab_schemas: Sequence[str],
+    step: str,
+    actor: Actor,
+    **more: bool,
+) -> None:
     record_action(
         connection,
         OperatorAction.SWITCHOVER,
-        move.gitlab_schemas,
+        gitlab_schemas,
         actor,
         if_permitted=True,
         step=step,
         source=move.source,
         destination=move.destination,
+        **more,
     )

@@ -26,6 +26,7 @@ from producers.switchover.endpoints import (
     Move,
     NotMovable,
     View,
+    record_found,
     record_step,
     require_settings,
     side,
@@ -69,6 +70,7 @@ class Switchover:
     ) -> None:
         self._actor = actor or operator()
         self._settings = settings
+        self._captures = bool(settings.database(move.destination).tables)
         self.move = move
         self._connections = {move.source: old, move.destination: new}
         self._limit = limit
@@ -89,7 +91,6 @@ class Switchover:
     def look(self) -> View:
         """Return the state of both sides, for `rules` to judge. Changes nothing."""
         move = self.move
-        captures = bool(self._settings.database(move.destination).tables)
         with self._on(move.source) as old, self._on(move.destination) as new:
             same = proofs.same_server(old, new)
             with old.transaction():
@@ -97,7 +98,7 @@ class Switchover:
             with new.transaction():
                 right = side(new, move.destination)
             slot = None if right.standby else slots.read(new, self.slot)
-            has_slot = not captures or (slot is not None and slot.ready)
+            has_slot = not self._captures or (slot is not None and slot.ready)
         return View(move, left, right, same, has_slot)
 
     def require_possible(self) -> tuple[View, Step | None]:
@@ -227,6 +228,7 @@ class Switchover:
             "claim",
             (self.move.destination,),
             lambda: self._if_still(Step.CLAIM, lambda seen: rules.claiming(seen, uuid4)),
+            found=("promote", "slot") if self._captures else ("promote",),
         )
 
     def _release(self, view: View) -> None:
@@ -254,7 +256,9 @@ class Switchover:
         view = self.look()
         return changes(view) if rules.next_step(view) is step else Changes({}, {})
 
-    def _alter(self, step: str, names: tuple[str, ...], changes: Callable[[], Changes]) -> None:
+    def _alter(
+        self, step: str, names: tuple[str, ...], changes: Callable[[], Changes], found: tuple[str, ...] = ()
+    ) -> None:
         """Write on the last of `names` once every transaction that holds an ownership there has ended; record the step.
 
         The ownership rows on all of `names` are locked meanwhile. headrace's own transactions share the advisory locks;
@@ -275,6 +279,7 @@ class Switchover:
                         connection.execute(_LOCK_OWNERS)
                     if (changed := changes()) != Changes({}, {}):
                         write(connection, changed)
+                        record_found(connection, self.move, found, self._actor)
                         record_step(connection, self.move, step, self._actor)
                 return
             except HeadraceError as error:

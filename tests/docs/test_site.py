@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.browsers import chromium
+from tests.browsing import chromium
 from tests.docs.blocks import CHECKOUT
 
 pytest.importorskip("sphinx", reason="the extra `docs` is not installed")

@@ -83,6 +83,7 @@ def described_source(
         waits_for=waits_for,
         snapshot=_snapshot(state.snapshots),
         snapshot_throttled_by=stream.snapshot_throttled_by if stream is not None else None,
+        snapshot_max_mb_per_second=section.snapshot.max_mb_per_second if section is not None else 0,
         left_bytes=seen.left_bytes,
         retained_limit_bytes=section.snapshot.max_retained_wal_mb * _MIB if section is not None else None,
         tables=len(state.snapshots),

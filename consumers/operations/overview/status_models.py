@@ -127,6 +127,8 @@ class SourceStatus(Shape):
     snapshot: SnapshotStatus | None
     snapshot_throttled_by: str | None = None
     """The health indicators that throttle the copying of tables, each with the reason; null: none does."""
+    snapshot_max_mb_per_second: float = 0
+    """The maximum of MB that are read per second while tables are copied; 0: no limit."""
     left_bytes: int | None = None
     """WAL that the server may still write before the slot is lost; null if it has no limit."""
     retained_limit_bytes: int | None = None

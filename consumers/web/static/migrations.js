@@ -2,7 +2,7 @@
 
 import { Curve } from "./curve.js";
 import { Children, element, mark, show, write } from "./elements.js";
-import { brief, count, duration, percent, rate } from "./format.js";
+import { brief, count, duration, moment, percent, rate } from "./format.js";
 import { kind, label, progressOf, why } from "./states.js";
 
 const STATS = ["Rate", "Time left", "Lag", "Changed", "Skipped", "Consumers"];
@@ -24,6 +24,7 @@ export class MigrationCard {
     this.pace = this.button("Pace…", () => actions.pace(this.one));
     this.letters = this.button("Dead letters", () => actions.letters(this.one));
     this.paceText = element("p", { class: "muted pace" });
+    this.verified = element("p", { class: "muted pace" });
     const rows = element("tbody");
     this.partitions = new Children(rows, (each) => `${each.topic}/${each.partition}`, partitionRow);
     this.reasons = element("p", { class: "muted" });
@@ -36,6 +37,7 @@ export class MigrationCard {
       this.curve.node,
       element("dl", { class: "stats" }, ...STATS.map((name) => element("div", {}, element("dt", {}, name), this.stats[name]))),
       this.paceText,
+      this.verified,
       element("div", { class: "actions" }, this.pause, this.replay, this.pace, this.letters),
       element(
         "details", {},
@@ -85,6 +87,8 @@ export class MigrationCard {
     write(this.stats.Skipped, `${brief(one.skipped)} events`);
     write(this.stats.Consumers, String(one.members.length));
     write(this.paceText, `${one.max_rate ? `At most ${brief(one.max_rate)} rows/s` : "No rate limit"} for each consumer, transactions of ${one.transaction_ms} ms`);
+    show(this.verified, one.verified !== null);
+    if (one.verified) write(this.verified, `${count(one.verified.remaining)} rows were left when counted, ${moment(one.verified.at)}`);
     const paused = one.paused || one.state === "failed";
     write(this.pause, paused ? "Resume" : "Pause");
     mark(this.pause, "aria-label", `${paused ? "Resume" : "Pause"} ${one.name}`);

@@ -36,13 +36,16 @@ export class SourceCard {
     const stopped = one.copying.filter((each) => each.stopped);
     const copies = one.copying.length > stopped.length;
     const trouble = TROUBLE.includes(one.slot_status);
-    const look = trouble || stopped.length ? "bad" : copies ? "busy" : "good";
-    write(this.state, trouble ? `slot ${one.slot_status}` : stopped.length ? "tables stopped" : copies ? "copying" : "streaming");
+    const throttled = copies && one.snapshot_throttled_by !== null;
+    const look = trouble || stopped.length ? "bad" : throttled ? "warn" : copies ? "busy" : "good";
+    const state = stopped.length ? "tables stopped" : throttled ? "snapshot throttled" : copies ? "copying" : "streaming";
+    write(this.state, trouble ? `slot ${one.slot_status}` : state);
     mark(this.state, "data-kind", one.slot_status === null && !trouble ? "idle" : look);
     write(this.where, one.slot ? `slot ${one.slot} · ${one.lsn ?? ""}` : "no slot");
     const reasons = [
       ...(trouble ? [`Its slot is ${one.slot_status}: see headrace check.`] : []),
       ...(one.lost_in_seconds !== null && one.lost_in_seconds < 3600 ? [`The slot is lost in ${duration(one.lost_in_seconds)} unless it is read.`] : []),
+      ...(throttled ? [`The snapshot is throttled by ${one.snapshot_throttled_by}; changes are published meanwhile.`] : []),
       ...(one.waits_for.length ? [`The stream waits for ${one.waits_for.join(", ")}`] : []),
     ];
     show(this.why, reasons.length > 0);
@@ -59,7 +62,11 @@ export class SourceCard {
     mark(this.wal, "data-kind", bound && one.retained_bytes > bound ? "bad" : bound && one.retained_bytes > 0.8 * bound ? "warn" : "good");
     const found = one.snapshot;
     write(this.copied, copies && found ? `Snapshot ${percent(found.chunks_done, found.chunks)}` : "Snapshots done");
-    write(this.copying, `${count(one.tables_done)} of ${count(one.tables)} tables`);
+    write(this.copying, [
+      `${count(one.tables_done)} of ${count(one.tables)} tables`,
+      ...(copies && one.snapshot_eta_seconds !== null ? [`${duration(one.snapshot_eta_seconds)} left`] : []),
+      ...(copies && one.snapshot_max_mb_per_second ? [`at most ${one.snapshot_max_mb_per_second} MB/s`] : []),
+    ].join(" · "));
     mark(this.snapshot, "max", Math.max(1, copies && found ? found.chunks : 1));
     this.snapshot.value = copies && found ? found.chunks_done : one.tables ? 1 : 0;
     show(this.list, one.copying.length > 0);

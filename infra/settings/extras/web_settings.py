@@ -29,4 +29,7 @@ class WebSettings(Section):
                     f"{name}: a token has {TOKEN_CHARACTERS} ASCII characters or more and no space:"
                     " `openssl rand -hex 16` prints one"
                 )
+        texts = [token.get_secret_value() for token in value.values()]
+        if len(set(texts)) < len(texts):
+            raise ValueError("two operators have the same token: the history could not tell them apart")
         return value

@@ -52,6 +52,11 @@ _SETTLED: Final = "SELECT count(*) FROM headrace.dead_letters WHERE settled_at I
 COMMANDS: Final = (
     Command("pause skip_resets", "SELECT paused FROM headrace.migrations"),
     Command("resume skip_resets", "SELECT paused, failed FROM headrace.migrations"),
+    Command(
+        "pace skip_resets --max-rate 5",
+        "SELECT max_rate, transaction_ms FROM headrace.paces",
+        ("max_rate", "transaction_ms"),
+    ),
     Command("replay skip_resets", "SELECT run FROM headrace.migrations", ("run", "start", "selected")),
     Command("dead-letters retry skip_resets", _SETTLED, ("event", "outcome"), "retry"),
     Command("dead-letters discard skip_resets --all --yes", _SETTLED, ("event", "outcome"), "discard"),

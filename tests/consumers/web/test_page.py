@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Response, ViewportSize, expect
+from psycopg import sql
 
 from consumers.testing.waiting import PATIENCE, until
+from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
-from infra.state.history import read_history
-from tests.browsers import chromium
+from infra.state.history import OperatorAction, read_history, record_action
+from tests.browsing import DESK, chromium, picture, require_accessible
+from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
 from tests.consumers.web.console import TOKEN, Client, running
+from tests.producers.sources import Source, settings_for
+from tests.producers.sources import running as producing
 
 pytestmark = pytest.mark.stack
 
-PICTURES = os.environ.get("HEADRACE_PICTURES")
-"""A directory for the pictures of docs/how-to/console.md; without it none are taken."""
 PHONE = ViewportSize(width=390, height=844)
-DESK = ViewportSize(width=1280, height=900)
 MS = PATIENCE * 1000
-SERIOUS = ("serious", "critical")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
+    with chromium() as running_browser:
+        yield running_browser
 
 
 class Visit:
@@ -81,12 +79,10 @@ class Visit:
         expect(self.page.locator("#change-dialog")).to_be_hidden(timeout=MS)
 
     def require_accessible(self) -> None:
-        found = Axe().run(self.page).response["violations"]
-        assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in SERIOUS] == []
+        require_accessible(self.page)
 
     def picture(self, name: str) -> None:
-        if PICTURES is not None:
-            self.page.screenshot(path=Path(PICTURES) / f"{name}.png", animations="disabled")
+        picture(self.page, name)
 
 
 @pytest.fixture
@@ -110,6 +106,8 @@ def visit(browser: Browser, serve: Callable[..., Client]) -> Iterator[Callable[.
 
     yield open_page
     for each in visits:
+        kept = each.page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
+        assert kept == [0, 0, ""]
         each.context.close()
         assert each.said == []
         assert {url.split("/")[2] for url in each.urls} == {each.urls[0].split("/")[2]}
@@ -162,6 +160,7 @@ def test_running_migration_is_followed_paused_resumed_and_paced(
     assert (len(written(connection)), done(page)) == (rows, at)
     page.require_accessible()
     page.card().get_by_role("button", name="Resume skip_resets").click()
+    expect(page.page.get_by_label("Why")).to_have_value("")
     page.confirm("Resume", "")
     page.state("running")
     until(lambda: len(written(connection)) > rows, "the consumers continue")
@@ -178,7 +177,7 @@ def test_running_migration_is_followed_paused_resumed_and_paced(
     assert recorded[1:] == [
         ("pause", "alice", "console", "lunch"),
         ("resume", "alice", "console", None),
-        ("tune", "alice", "console", "tonight"),
+        ("pace", "alice", "console", "tonight"),
     ]
 
 
@@ -208,6 +207,7 @@ def test_dead_letter_is_retried_and_another_discarded(
     dialog.get_by_role("button", name="Retry").click()
     page.confirm("Retry", "the constraint was dropped")
     expect(dialog.locator("tbody tr")).to_have_count(1, timeout=MS)
+    expect(page.page.locator("#announcer")).to_have_text("1 applied, 0 needed nothing, 0 still dead letters")
     assert 1 in written(connection)
     dialog.get_by_role("checkbox", name="Choose all").check()
     dialog.get_by_role("button", name="Discard").click()
@@ -276,6 +276,56 @@ def test_page_fits_a_phone_in_the_dark(
         page.picture("console-dark")
 
 
+def test_texts_of_others_are_shown_as_texts(
+    feed: Feed,
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    catch_up: Callable[..., Any],
+    serve: Callable[..., Client],
+    visit: Callable[..., Visit],
+) -> None:
+    """A dead letter's reason, why the run failed, and what an operator wrote."""
+    hostile = '<b id="planted">bold</b>'
+    poison = "ALTER TABLE container_repositories ADD CONSTRAINT {} CHECK (migration_state <> 'default')"
+    connection.execute(sql.SQL(poison).format(sql.Identifier(hostile)))
+    fill(connection, {1: TOO_MANY_TAGS})
+    feed.snapshot({1: TOO_MANY_TAGS})
+    catch_up()
+    console = serve(settings)
+    assert console.post("/api/migrations/skip_resets/pause", {"reason": hostile}).status == 200
+    connection.execute("UPDATE headrace.migrations SET failed = %s", (hostile,))
+    page = visit(console)
+    page.state("failed")
+    expect(page.card().locator(".why")).to_have_text(hostile)
+    page.page.get_by_text("What operators did").click()
+    expect(page.page.locator("#history-lists")).to_contain_text(hostile, timeout=MS)
+    page.card().get_by_role("button", name="1 dead letters").click()
+    expect(page.page.locator("#letters-rows")).to_contain_text(hostile, timeout=MS)
+    assert page.page.locator("#planted").count() == 0
+
+
+def test_change_is_asked_for_once_however_often_its_button_is_pressed(
+    busy: Settings, connection: psycopg.Connection[Any], serve: Callable[..., Client], visit: Callable[..., Visit]
+) -> None:
+    page = visit(serve(busy))
+    page.give_token()
+    page.card().get_by_role("button", name="Pause skip_resets").click()
+    page.page.locator("#change-confirm").dblclick()
+    page.state("paused")
+    assert [one.action for one in read_history(connection)] == ["pause"]
+
+
+def test_forgotten_token_is_not_sent(busy: Settings, serve: Callable[..., Client], visit: Callable[..., Visit]) -> None:
+    page = visit(serve(busy))
+    page.give_token()
+    page.page.get_by_role("button", name="As alice").click()
+    page.page.get_by_role("button", name="Forget it").click()
+    expect(page.page.get_by_role("button", name="Read-only")).to_be_visible(timeout=MS)
+    with page.page.expect_request("**/api/snapshot") as asked:
+        pass
+    assert "authorization" not in asked.value.all_headers()
+
+
 def test_console_without_tokens_is_read_only(
     busy: Settings, serve: Callable[..., Client], visit: Callable[..., Visit]
 ) -> None:
@@ -296,3 +346,43 @@ def test_console_that_stops_is_noticed_and_followed_again(
     page.page.unroute("**/api/snapshot")
     expect(page.page.locator("#live")).to_have_text("live", timeout=MS)
     page.said = [each for each in page.said if "ERR_FAILED" not in each]
+
+
+def test_throttled_snapshot_says_why_and_how_fast_it_may_be(
+    bootstrap_servers: str, prefix: str, database: Database, serve: Callable[..., Client], visit: Callable[..., Visit]
+) -> None:
+    connection = database.connect()
+    connection.execute(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 50);"
+        " CREATE TABLE busy AS SELECT 'a report is <b>made</b>' AS reason"
+    )
+    snapshot = {
+        "chunk_rows": 7,
+        "max_mb_per_second": 2.5,
+        "health_seconds": 0.05,
+        "health": {"sql": "SELECT reason FROM public.busy"},
+    }
+    source = Source(settings_for(bootstrap_servers, prefix, database.dsn, "public.t", snapshot=snapshot), connection)
+    with producing(source) as producer:
+        page = visit(serve(source.settings))
+        card = page.page.locator('[data-source="main"]')
+        expect(card.locator(".pill")).to_have_text("snapshot throttled", timeout=MS)
+        expect(card).to_contain_text("The snapshot is throttled by sql: a report is <b>made</b>", timeout=MS)
+        expect(card).to_contain_text("0 of 1 tables · at most 2.5 MB/s", timeout=MS)
+        page.require_accessible()
+        connection.execute("DELETE FROM busy")
+        producer.caught_up()
+        expect(card.locator(".pill")).to_have_text("streaming", timeout=MS)
+        expect(card).not_to_contain_text("throttled", timeout=MS)
+        expect(card).not_to_contain_text("MB/s", timeout=MS)
+
+
+def test_rows_left_are_those_that_verify_counted_last(
+    busy: Settings, connection: psycopg.Connection[Any], serve: Callable[..., Client], visit: Callable[..., Visit]
+) -> None:
+    ensure_control_schema(connection, "main", ["gitlab_main"])
+    for left in (2_001, 1_234):
+        record_action(connection, OperatorAction.VERIFY, ["skip_resets"], None, remaining=left, given_up=0)
+    record_action(connection, OperatorAction.VERIFY, ["public.container_repositories"], None, rows=5, missing=0)
+    page = visit(serve(busy))
+    expect(page.card()).to_contain_text("1,234 rows were left when counted", timeout=MS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from consumers.web.request_guard import Access
+from infra.service.served_names import ServedNames
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from schemas.errors import SettingsError
@@ -183,6 +186,22 @@ def test_body_that_is_not_asked_for_is_refused(
     assert alone.post(PATHS[0], body, **headers).status == status
 
 
+def test_every_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+    compare = hmac.compare_digest
+
+    def comparing(known: bytes, given: bytes) -> bool:
+        compared.append(known)
+        return compare(known, given)
+
+    monkeypatch.setattr(hmac, "compare_digest", comparing)
+    access = Access(ServedNames("127.0.0.1"), TOKENS, reading_needs_token=False)
+    for token, operator in ((TOKENS["alice"], "alice"), (TOKENS["bob"], "bob"), ("", None), ("\udcff", None)):
+        compared.clear()
+        assert access.operator(token) == operator
+        assert compared == [each.encode() for each in TOKENS.values()]
+
+
 def test_token_is_in_no_log_and_no_answer(alone: Client, capfd: pytest.CaptureFixture[str]) -> None:
     answers = [
         alone.get("/api/session"),
@@ -211,6 +230,31 @@ def test_token_that_is_easy_to_guess_is_refused(tmp_path: Path, token: str) -> N
     with pytest.raises(SettingsError, match="a token has 16 ASCII characters or more") as raised:
         load_settings(file)
     assert token not in str(raised.value)
+
+
+def test_token_of_two_operators_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "headrace.toml"
+    file.write_text(f'[web.tokens]\nalice = "{TOKEN}"\nbob = "{TOKEN}"\n')
+    with pytest.raises(SettingsError, match="two operators have the same token") as raised:
+        load_settings(file)
+    assert TOKEN not in str(raised.value)
+
+
+def test_what_is_not_served_is_answered_as_described(alone: Client) -> None:
+    for method, path, status in (
+        ("GET", "/no/such", 404),
+        ("GET", "/static/%00", 404),
+        ("GET", "/static/..%2f..%2fapplication.py", 404),
+        ("GET", f"/static/{'x' * 5_000}", 404),
+        ("PUT", PATHS[0], 405),
+        ("HEAD", "/api/session", 405),
+    ):
+        answer = alone.ask(method, path, {} if method == "PUT" else None)
+        assert answer.status == status, path
+        assert method == "HEAD" or answer.document.keys() == {"problem", "remedy"}
+    assert "POST" in alone.ask("PUT", PATHS[0], {}).headers["allow"]
+    assert alone.post(PATHS[0], b"[" * 100_000).status in (400, 422)
+    assert alone.post(PATHS[0], b'{"reason": ' + b"9" * 100_000 + b"}").status in (400, 422)
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,15 @@ def test_entries_of_one_command_are_one() -> None:
     command = uuid4()
     retried = [entry("retry", request=command, details={"event": str(n), "outcome": "applied"}) for n in range(1_200)]
     moved = [entry("switchover", "gitlab_ci", command, details={"step": step}) for step in ("close", "open")]
-    assert list(lines([*retried, *moved, entry("retry", details={"taken_up": 4})], 120)) == [
+    found = entry("switchover", "gitlab_ci", details={"step": "promote", "done_before": True})
+    assert list(lines([*retried, *moved, entry("retry", details={"taken_up": 4}), found], 120)) == [
         "2026-01-31 12:00:00Z retry skip_resets (1,200 applied)",
         "  alice@here (role headrace in main)",
         "2026-01-31 12:00:00Z switchover gitlab_ci (1 close, 1 open)",
         "  alice@here (role headrace in main)",
         "2026-01-31 12:00:00Z retry skip_resets (taken up 4)",
+        "  alice@here (role headrace in main)",
+        "2026-01-31 12:00:00Z switchover gitlab_ci (step promote, done before)",
         "  alice@here (role headrace in main)",
     ]
 

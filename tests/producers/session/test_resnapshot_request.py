@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from consumers.testing.waiting import until
+from infra.settings.model import Settings
 from infra.state.history import read_history
-from infra.state.positions import Positions, SourceState
+from infra.state.positions import Positions, SnapshotState, SourceState
 from infra.state.snapshot_requests import SnapshotRequest
-from producers.session import opening
+from producers.session import opening, resnapshot_request
 from producers.session.resnapshot_request import FromScratchOnly, NotReadYet, ask
 from producers.source.gaps import SilentGap
-from schemas.errors import UsageError
+from schemas.errors import BrokerUnavailable, UsageError
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload
 from tests.producers.sources import Source, capturing, copy_all, running
@@ -162,6 +163,33 @@ def test_table_that_cannot_be_captured_waits_without_delaying_others(new_source:
     with running(source) as producer:
         until(lambda: "t" in states(source.records("public.t")), "the truncate")
         producer.caught_up()
+    source.require_equal("public.t")
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_request_from_scratch_that_kafka_did_not_confirm_is_not_recorded(
+    new_source: NewSource, monkeypatch: pytest.MonkeyPatch, accepted: bool
+) -> None:
+    source = new_source(f"{SCHEMA}; {ROWS}", "public.t")
+    with running(source) as producer:
+        producer.caught_up()
+        source.connection.execute("ALTER TABLE t ALTER COLUMN n TYPE text; UPDATE t SET n = 'x'")
+        until(lambda: bool(source.state().snapshots["public.t"].stopped), "the stop")
+    note = resnapshot_request._note
+
+    def unconfirmed(settings: Settings, state: SnapshotState) -> None:
+        if accepted:
+            note(settings, state)
+        raise BrokerUnavailable("Kafka says nothing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resnapshot_request, "_note", unconfirmed)
+        with pytest.raises(BrokerUnavailable):
+            request(source, from_scratch=True)
+    assert read_history(source.connection) == []
+    request(source, from_scratch=True)
+    assert [entry.details["from_scratch"] for entry in read_history(source.connection)] == [True]
+    copy_all(source)
     source.require_equal("public.t")
 
 
