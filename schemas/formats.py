@@ -89,7 +89,8 @@ class Format:
         return version
 
 
-POSITIONS = Format("records of the positions topic")
+POSITIONS = Format("records of the positions topic", version=2, upgrades={1: lambda document: document})
+"""Since 2 the copied ranges of a table need not be adjacent."""
 TABLES = Format("headrace's own tables")
 EVENTS = Format("events of tables and storage walks", version=2, oldest=2)
 DEAD_LETTERS = Format("dead letters")

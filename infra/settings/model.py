@@ -131,6 +131,9 @@ class SnapshotSettings(Section):
 
     chunk_rows: int = Field(default=50_000, ge=1)
     """Rows per chunk."""
+    workers: int = Field(default=1, ge=1, le=32)
+    """How many connections read chunks at the same time; more than one is for a source behind a network. See
+    docs/explanation/parallel-snapshot.md."""
     max_retained_wal_mb: int = Field(default=256, ge=1)
     """The limit of WAL that the slot retains while its producer runs, in MiB. Well before it, the snapshot yields to
     the stream, and heartbeats become more frequent."""

@@ -18,7 +18,7 @@ from producers.publish.silent_changes import SilentChange, merged, silent_change
 from producers.publish.table_encoders import TableEncoders
 from producers.snapshot.reader import ChunkRows, sorts_otherwise
 from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Texts
-from producers.snapshot.table_snapshot import TableCopy
+from producers.snapshot.table_snapshot import Bounds, TableCopy
 from producers.source.partitions import Partitions
 from producers.source.schema_changes import TableNow, TableStopped
 from producers.source.tables import CapturedTable, comparable_key
@@ -90,7 +90,9 @@ class TableFeed:
         try:
             self.encoder_for(table.relation)
             order = order_name(table.order)
-            ranges = initial.reread is not None or any(each.upto is not None for each in initial.copied)
+            ranges = initial.reread is not None or any(
+                (each.after, each.upto) != (None, None) for each in initial.copied
+            )
             if ranges and order != initial.order:
                 raise TableStopped(sorts_otherwise(table))
             self.copy = TableCopy(
@@ -172,19 +174,23 @@ class TableFeed:
         self.copy.note(stopped=reason)
         self._changed = True
 
-    def add_chunk(self, upto: Texts | None, chunk: ChunkRows, position: Position, size: int) -> int:
+    def add_chunk(
+        self, upto: Texts | None, chunk: ChunkRows, position: Position, size: int, bounds: Bounds | None = None
+    ) -> int:
         """Publish a chunk's rows just after the stream's current position, and mark it as copied up to `upto`.
 
         Returns the number of rows: where keys have to be remembered, as many as their record has room for. `size` is
-        the number of rows in a full chunk, to estimate the number of chunks.
+        the number of rows in a full chunk, to estimate the number of chunks. `bounds` are those of the chunk, by
+        default the next of the copy.
         """
+        bounds = bounds or self.copy.bounds
         keys, values = self._encoded(chunk, position)
         if self.copy.remembers and (room := _room(keys)) < len(keys):
             upto = chunk.key_texts(room - 1, self.table.key)
             del keys[room:], values[room:]
         self.waiting += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
         remembered = [key[HEADER_BYTES:] for key in keys] if self.copy.remembers else ()
-        self.copy.copied(upto, chunk.moment, remembered, len(keys))
+        self.copy.copied(bounds, upto, chunk.moment, remembered, len(keys))
         self.copy.expect(-(-self.table.estimated_rows // size) if self.copy.whole else 0)
         self._note()
         return len(keys)

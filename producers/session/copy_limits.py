@@ -15,7 +15,7 @@ import psycopg
 from infra.health.indicator import Health, Limit, Stop, limits, stops
 from infra.service import log, metrics
 from infra.settings.model import SnapshotSettings
-from producers.snapshot.reader import CHUNK_BYTES
+from producers.snapshot.reader import chunk_bytes
 from producers.snapshot.token_bucket import TokenBucket
 
 THROTTLED_CHECK_SECONDS: Final = 2.0
@@ -47,8 +47,9 @@ class CopyLimits:
         self._now = now
         self._next = now()
         self._log = log.get(**{log.SOURCE: source})
-        self.chunk_bytes = int(min(CHUNK_BYTES, rate)) if rate else CHUNK_BYTES
-        """For how many bytes a chunk is planned: what may be read in a second, rather than much at once."""
+        most = chunk_bytes(settings.workers)
+        self.chunk_bytes = max(1, int(min(most, rate / settings.workers))) if rate else most
+        """For how many bytes a chunk is planned: what a worker may read in a second, rather than much at once."""
         self.throttled_by: str | None = None
         """The indicators that throttle the copy now, with their reasons."""
 

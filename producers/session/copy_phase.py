@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -20,8 +21,11 @@ from infra.service import log
 from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed
 from producers.session import handover
+from producers.snapshot.chunk_readers import ChunkReaders, Planned
 from producers.snapshot.chunk_rules import Unseen
-from producers.snapshot.reader import CHUNK_BYTES, read_chunk
+from producers.snapshot.reader import CHUNK_BYTES, ChunkRows, read_chunk
+from producers.snapshot.resnapshot_rules import Texts
+from producers.snapshot.table_snapshot import Bounds
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy, judged
 from producers.watch.catalog_watch import TableWatch
@@ -85,7 +89,9 @@ class Turns:
         return time.monotonic() >= until
 
     def set_aside(self, feed: TableFeed, reason: str) -> None:
-        """Skip a table for a while; other tables continue."""
+        """Skip a table for a while, unless it is skipped already; other tables continue."""
+        if not self.ready(feed):
+            return  # another worker found the same
         now, table = time.monotonic(), feed.table.name
         _, times = self._aside.get(table, (0.0, 0))
         self._aside[table] = now + _ASIDE_SECONDS[min(times, len(_ASIDE_SECONDS) - 1)], times + 1
@@ -145,49 +151,153 @@ def choose(
     return Choice(None)
 
 
-def copy_chunk(
-    connection: psycopg.Connection[Any],
-    watch: TableWatch,
-    turns: Turns,
-    feed: TableFeed,
-    position: Position,
-    rows: int,
-) -> Copied | None:
-    """Read the next chunk of at most about `rows` rows into the feed, or rows that have to be read by key.
+@dataclass(frozen=True, slots=True)
+class ChunkTask:
+    """A chunk of a table to read next, of about so many `rows`, or rows that have to be read by key."""
 
-    Returns None when the table's owner or the right to read it has changed. Raises TableBusy when the table cannot be
-    read now, and TableGone, TableStopped, IncompatibleSchema or Malformed when it cannot be published any further.
+    feed: TableFeed
+    bounds: Bounds
+    rows: int
+    by_key: bool
+    began: float
+
+
+class _Unreadable(Exception):
+    """What an error of the server means for the table that was read; it is the cause."""
+
+    def __init__(self, judged_as: TableBusy | TableStopped) -> None:
+        super().__init__(judged_as.problem)
+        self.judged_as = judged_as
+
+
+class ChunkSteps:
+    """The steps of copying a chunk: choosing it, reading it, adding its rows to the table's feed.
+
+    Only `read` is for any thread, with a connection that no other thread uses.
     """
-    if not feed.state.form.columns:
-        # A table that came back from another owner: its catalog entry has to be read before its rows.
-        watch.begin([feed])
-    by_key = feed.rows_due
-    planned = turns.rows(feed, rows)
-    bounds = feed.copy.bounds_of_rows if by_key else feed.copy.bounds
-    try:
-        chunk = read_chunk(connection, feed.table, bounds, planned, longest=feed.longest_line)
-    except LineTooLong as error:
-        raise TableStopped(f"a row has {error.size} bytes, but its topic accepts {feed.largest}") from error
-    except (psycopg.Error, UnicodeError) as error:
-        if (of_the_table := judged(connection, error)) is None:
-            raise
-        if watch.hides(feed):
-            return None
-        if isinstance(of_the_table, TableStopped) and watch.differs(feed):
-            # The last key of the previous chunk may no longer be a value of its type. The next look decides.
-            raise TableBusy(f"changed meanwhile: {of_the_table.problem}") from error
-        raise of_the_table from error
-    # After the chunk: if the key was dropped meanwhile, the chunk may have had one key twice.
-    watch.require(feed)
-    if not handover.owned(feed.table, feed.source, owners(connection)):
+
+    def __init__(self, watch: TableWatch, turns: Turns, most: int = CHUNK_BYTES) -> None:
+        """`most` is as for producers.snapshot.reader.read_chunk."""
+        self._watch = watch
+        self._turns = turns
+        self._most = most
+
+    def next(self, feed: TableFeed, rows: int) -> ChunkTask:
+        """Return the next chunk of at most about `rows` rows."""
+        if not feed.state.form.columns:
+            # A table that came back from another owner: its catalog entry has to be read before its rows.
+            self._watch.begin([feed])
+        by_key = feed.rows_due
+        bounds = feed.copy.bounds_of_rows if by_key else feed.copy.bounds
+        return ChunkTask(feed, bounds, self._turns.rows(feed, rows), by_key, time.monotonic())
+
+    def read(
+        self, task: ChunkTask, connection: psycopg.Connection[Any], planned: Callable[[Texts], object] = lambda _: None
+    ) -> ChunkRows | None:
+        """Read a chunk; None when the table's owner has changed. Its errors are for `add`."""
+        feed = task.feed
+        try:
+            chunk = read_chunk(
+                connection,
+                feed.table,
+                task.bounds,
+                task.rows,
+                longest=feed.longest_line,
+                most=self._most,
+                planned=planned,
+            )
+        except LineTooLong as error:
+            raise TableStopped(f"a row has {error.size} bytes, but its topic accepts {feed.largest}") from error
+        except (psycopg.Error, UnicodeError) as error:
+            if (of_the_table := judged(connection, error)) is None:
+                raise
+            raise _Unreadable(of_the_table) from error
+        # After the chunk: if the key was dropped meanwhile, the chunk may have had one key twice.
+        self._watch.require(feed, connection)
         # Checked after the chunk: its snapshot is from before the change of owner, and so valid for the new owner too.
-        return None
-    if by_key:
-        turns.took(feed, 0, 0)  # rows with large values do not predict the next chunk's
-        return Copied(feed.add_rows(bounds.keys, chunk, position), len(chunk.data), chunk.moment.lsn, by_key=True)
-    turns.took(feed, chunk.rows, len(chunk.data))
-    full = planned if chunk.upto is None else chunk.rows
-    return Copied(feed.add_chunk(chunk.upto, chunk, position, full), len(chunk.data), chunk.moment.lsn)
+        return chunk if handover.owned(feed.table, feed.source, owners(connection)) else None
+
+    def add(self, task: ChunkTask, position: Position, result: Callable[[], ChunkRows | None]) -> Copied | None:
+        """Add what `read` returned, the `result`, to the feed, just after a position of the stream.
+
+        Returns None when the table's owner or the right to read it has changed. Raises TableBusy when the table cannot
+        be read now, and TableGone, TableStopped, IncompatibleSchema or Malformed when it cannot be published any
+        further.
+        """
+        feed = task.feed
+        try:
+            chunk = result()
+        except _Unreadable as error:
+            if self._watch.hides(feed):
+                return None
+            if isinstance(error.judged_as, TableStopped) and self._watch.differs(feed):
+                # The last key of the previous chunk may no longer be a value of its type. The next look decides.
+                raise TableBusy(f"changed meanwhile: {error.judged_as.problem}") from error.__cause__
+            raise error.judged_as from error.__cause__
+        if chunk is None:
+            return None
+        size, lsn = len(chunk.data), chunk.moment.lsn
+        if task.by_key:
+            self._turns.took(feed, 0, 0)  # rows with large values do not predict the next chunk's
+            return Copied(feed.add_rows(task.bounds.keys, chunk, position), size, lsn, by_key=True)
+        self._turns.took(feed, chunk.rows, size)
+        full = task.rows if chunk.upto is None else chunk.rows
+        return Copied(feed.add_chunk(chunk.upto, chunk, position, full, task.bounds), size, lsn)
+
+    def copy(
+        self, connection: psycopg.Connection[Any], feed: TableFeed, position: Position, rows: int
+    ) -> Copied | None:
+        """Read the next chunk into the feed; see `next` and `add`."""
+        task = self.next(feed, rows)
+        return self.add(task, position, lambda: self.read(task, connection))
+
+
+class Workers:
+    """Copies chunks over several connections at the same time; they are opened at the first chunk, until `leave`."""
+
+    def __init__(self, steps: ChunkSteps, readers: Callable[[], ChunkReaders[ChunkTask]]) -> None:
+        self._steps = steps
+        self._open = readers
+        self._readers: ChunkReaders[ChunkTask] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether another chunk may be begun."""
+        return self._readers is None or self._readers.idle
+
+    @property
+    def busy(self) -> bool:
+        """Whether a chunk was begun and not `returned`."""
+        return self._readers is not None and self._readers.busy
+
+    def begin(self, feed: TableFeed, rows: int) -> None:
+        """Give the next chunk of a table, of at most about `rows` rows, to an idle worker."""
+        task = self._steps.next(feed, rows)
+        self._readers = self._readers or self._open()
+        feed.copy.begin(task.bounds)
+        self._readers.begin(task, partial(self._steps.read, task))
+
+    def returned(self, seconds: float) -> list[tuple[ChunkTask, Callable[[Position], Copied | None]]] | None:
+        """Return the chunks that workers have read, each with what adds it to its feed as ChunkSteps.add does.
+
+        None if nothing happened within `seconds`. If the end of a chunk is known now, the rest of its table may be
+        read by others, and there may be no chunk.
+        """
+        news = self._readers.news(seconds) if self._readers is not None else ()
+        ended: list[tuple[ChunkTask, Callable[[Position], Copied | None]]] = []
+        for task, what in news:
+            if isinstance(what, Planned):
+                task.feed.copy.planned(task.bounds, what.upto)
+            else:
+                task.feed.copy.end(task.bounds)
+                ended.append((task, partial(self._steps.add, task, result=what.result)))
+        return ended if news else None
+
+    def leave(self) -> None:
+        """Close the connections: nothing is left to copy, or the session ends."""
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            readers.close()
 
 
 class CopyLog:
@@ -213,7 +323,7 @@ class CopyLog:
             return
         if feed.table.name in self._resumed:
             self._resumed.discard(feed.table.name)
-            # The earlier producer may have died between reading it and its commit; no other chunk can be read twice.
+            # The earlier producer may have died between reading it and its commit, as may each of its workers.
             self._log.info(
                 "first chunk after resume copied",
                 **{log.TABLE: feed.table.name, log.ROWS: chunk.rows},

@@ -2,8 +2,8 @@
 
 The stream pauses during a copy phase, which reads chunks, and catches up in a stream phase, so that the slot never
 retains more than a set amount of WAL. Each phase's records are in Kafka, with the position, before the other begins.
-After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk again, or small
-tables of together less than a tenth of one.
+After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk of each worker
+again, or small tables of together less than a tenth of one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -27,7 +28,7 @@ from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
 from producers.session.commits import Commits, Restart
 from producers.session.copy_limits import CopyLimits
-from producers.session.copy_phase import Choice, Copied, CopyLog, Turns
+from producers.session.copy_phase import Choice, Copied, CopyLog, Turns, Workers
 from producers.session.slot_monitor import SlotMonitor
 from producers.snapshot.reader import TableGone
 from producers.source.schema_changes import TableStopped
@@ -56,6 +57,9 @@ class Timing:
 
 USUAL: Final = Timing()
 
+_LOOK_SECONDS: Final = 0.1
+"""How often a session that waits for its workers looks whether it is to stop."""
+
 _SMALL: Final = 1 << 20
 """Bytes of COPY that whole small tables may have together before they are committed."""
 
@@ -65,7 +69,8 @@ class Parts:
     """The parts of a session. It has two connections: `sql` reads tables, `stream` reads the slot.
 
     `choose` waits briefly and returns a table that may be read now, `copy_chunk` reads its next chunk, of at most about
-    so many rows, after a position of the stream (see producers.session.copy_phase); `beat` writes a heartbeat.
+    so many rows, after a position of the stream (see producers.session.copy_phase); with `workers` these read in its
+    place. `beat` writes a heartbeat.
     """
 
     source: str
@@ -79,6 +84,7 @@ class Parts:
     commits: Commits
     choose: Callable[[], Choice]
     copy_chunk: Callable[[TableFeed, Position, int], Copied | None]
+    workers: Workers | None
     turns: Turns
     limits: CopyLimits
     beat: Callable[[], Lsn]
@@ -117,9 +123,14 @@ class Session:
                     if self._restart is None:
                         self._stream_phase(until=self._heartbeat(), seconds=self._wait_seconds)
                 else:
-                    self._parts.limits.leave()
+                    self._leave_copy()
                     self._stream_phase(until=None)
         return self._restart
+
+    def _leave_copy(self) -> None:
+        self._parts.limits.leave()
+        if self._parts.workers is not None:
+            self._parts.workers.leave()
 
     @property
     def _running(self) -> bool:
@@ -132,46 +143,101 @@ class Session:
     def _copy_phase(self) -> None:
         """Copy chunks until the slot retains too much WAL, the time is up, or everything is copied."""
         deadline = time.monotonic() + self._pace.copy_seconds
-        # A quarter of the limit: the slot releases WAL some time after it is confirmed, and WAL keeps growing.
-        bound = self._parts.settings.max_retained_wal_mb << 18
-        while self._running and time.monotonic() < deadline:
-            THIS.advance()
-            choice = self._parts.choose()
-            self._wait_seconds = choice.seconds if choice.waits else 0.0
-            if choice.feed is None:
-                break
-            try:
-                lsn = self._copy_chunk(choice.feed)
-            except (TableBusy, psycopg.errors.LockNotAvailable) as error:
-                self._parts.turns.set_aside(choice.feed, one_line(error))
-                continue
-            if lsn is None or lsn - self._capture.confirmed > bound:
-                break
+        if (workers := self._parts.workers) is None:
+            while self._running and time.monotonic() < deadline and self._copy_next():
+                pass
+        else:
+            more = True
+            # The stream waits for every chunk: it would drop events of a range that a worker's snapshot does not show.
+            while self._running and (more or workers.busy):
+                more = self._copy_with(workers, begins=more and time.monotonic() < deadline)
         if self._small and self._restart is None:
             self._commit_chunks()
 
+    def _copy_next(self) -> bool:
+        """Copy the next chunk; return whether the copy phase may continue."""
+        feed = self._choose().feed
+        if feed is None:
+            return False
+        try:
+            return self._within(self._copy_chunk(feed))
+        except (TableBusy, psycopg.errors.LockNotAvailable) as error:
+            self._parts.turns.set_aside(feed, one_line(error))
+            return True
+
+    def _copy_with(self, workers: Workers, *, begins: bool) -> bool:
+        """Give an idle worker a chunk if it `begins`, or wait for those that are read.
+
+        Returns whether another chunk may be begun in this copy phase.
+        """
+        if begins and workers.idle:
+            choice = self._choose()
+            if choice.feed is not None:
+                try:
+                    workers.begin(choice.feed, self._parts.settings.chunk_rows)
+                except psycopg.errors.LockNotAvailable as error:
+                    self._parts.turns.set_aside(choice.feed, one_line(error))
+                return True
+            begins = workers.busy and not choice.waits
+        returned = None
+        while returned is None and self._running and workers.busy:
+            returned = workers.returned(_LOOK_SECONDS)
+        for task, add in returned or ():
+            THIS.advance()
+            if task.feed.state.stopped:
+                continue  # another worker's chunk of it was found to be unreadable
+            try:
+                begins &= self._within(self._add(task.feed, task.began, partial(add, self._capture.position)))
+            except (TableBusy, psycopg.errors.LockNotAvailable) as error:
+                self._parts.turns.set_aside(task.feed, one_line(error))
+        self._commit_enough()
+        return begins
+
+    def _choose(self) -> Choice:
+        THIS.advance()
+        choice = self._parts.choose()
+        self._wait_seconds = choice.seconds if choice.waits else 0.0
+        return choice
+
+    def _within(self, lsn: Lsn | None) -> bool:
+        """Whether the copy phase may continue after a chunk with this WAL position; None: the chunk was not copied."""
+        # A quarter of the limit: the slot releases WAL some time after it is confirmed, and WAL keeps growing.
+        bound = self._parts.settings.max_retained_wal_mb << 18
+        return lsn is not None and lsn - self._capture.confirmed <= bound
+
     def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
         """Copy the next chunk; return the WAL position after it, or None when the table cannot be read any further."""
-        parts, began = self._parts, time.monotonic()
+        parts = self._parts
+        copy = partial(parts.copy_chunk, feed, self._capture.position, parts.settings.chunk_rows)
+        lsn = self._add(feed, time.monotonic(), copy)
+        self._commit_enough()
+        return lsn
+
+    def _add(self, feed: TableFeed, began: float, copy: Callable[[], Copied | None]) -> Lsn | None:
         try:
-            copied = parts.copy_chunk(feed, self._capture.position, parts.settings.chunk_rows)
+            copied = copy()
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:
             feed.stop(error.problem)
             self._commit_chunks([(feed.table.name, feed.state)])
             return None
         if copied is None:
             return None
-        parts.limits.took(copied.size)
+        self._parts.limits.took(copied.size)
         self._small.append((feed, copied, began))
-        rows = sum(each.rows for _, each, _ in self._small)
-        # Small tables share a Kafka transaction, whose commit takes longer than their rows.
-        if (
-            feed.copying
-            or rows >= parts.settings.chunk_rows // 10
-            or sum(each.size for _, each, _ in self._small) >= _SMALL
-        ):
-            self._commit_chunks()
         return copied.lsn
+
+    def _commit_enough(self) -> None:
+        """Commit chunks that were read, unless they are small tables: those share a Kafka transaction.
+
+        Its commit takes longer than their rows.
+        """
+        enough = self._parts.settings.chunk_rows // 10
+        if (
+            any(feed.copying for feed, _, _ in self._small)
+            or sum(copied.rows for _, copied, _ in self._small) >= enough
+            or sum(copied.size for _, copied, _ in self._small) >= _SMALL
+        ) and self._small:
+            self._commit_chunks()
 
     def _commit_chunks(self, stopped: Sequence[tuple[str, SnapshotState]] = ()) -> None:
         """Commit the chunks that were read since the last commit, each with its table's state, and `stopped` tables."""

@@ -35,13 +35,15 @@ from producers.session import acquire, handover, resume
 from producers.session.acquire import begin_stream, open_feeds, prepare_topics, take_session, take_slot
 from producers.session.commits import Commits, Identity, Restart
 from producers.session.copy_limits import CopyLimits, snapshot_limits
-from producers.session.copy_phase import CopyLog, Turns, choose, copy_chunk
+from producers.session.copy_phase import ChunkSteps, CopyLog, Turns, Workers, choose
 from producers.session.first_claim import require_sole
 from producers.session.handover import Found
 from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.session.slot_monitor import SlotMonitor
 from producers.session.snapshot_requests import Requests
+from producers.snapshot.chunk_readers import ChunkReaders
 from producers.snapshot.chunk_rules import Unseen
+from producers.snapshot.reader import chunk_bytes
 from producers.source import preflight, slots, synchronous_commits
 from producers.source.server_text import server_text
 from producers.source.tables import CapturedTable, captured_tables
@@ -206,6 +208,7 @@ def _reading(
     tables = [feed.table.name for feed in feeds]
     limits = CopyLimits(source, database.snapshot, snapshot_limits(source, database.snapshot), tables)
     turns = Turns(lines, limits.chunk_bytes)
+    steps = ChunkSteps(watch, turns, chunk_bytes(database.snapshot.workers))
     return Parts(
         source=source,
         address=database.address,
@@ -217,7 +220,8 @@ def _reading(
         capture=capture,
         commits=commits,
         choose=lambda: choose(sql, feeds, turns, capture.unseen, start.stop, lines, limited=limits.wait(sql)),
-        copy_chunk=partial(copy_chunk, sql, watch, turns),
+        copy_chunk=partial(steps.copy, sql),
+        workers=_workers(start, opened, steps) if database.snapshot.workers > 1 else None,
         turns=turns,
         limits=limits,
         beat=partial(beat, sql),
@@ -226,6 +230,19 @@ def _reading(
         slot_monitor=start.slot_monitor,
         copy_log=CopyLog(lines),
     )
+
+
+def _workers(start: Start, opened: ExitStack, steps: ChunkSteps) -> Workers:
+    source, database = start.source, start.settings.database(start.source)
+
+    def connected() -> psycopg.Connection[Any]:
+        connection = connect(database.address, name=f"produce {source} worker", reading=True)
+        connection.execute(_PATIENCE)
+        return connection
+
+    workers = Workers(steps, lambda: ChunkReaders(database.snapshot.workers, connected, start.stop))
+    opened.callback(workers.leave)
+    return workers
 
 
 def _find(

@@ -9,13 +9,17 @@ and its rows are published at the stream's current position. An event of the str
   have seen it. Once the stream is there, the chunk's snapshot is forgotten and adjacent settled chunks merge.
 
 A barrier ensures the first rule: no chunk is read before every transaction that the stream has passed is visible
-(`Unseen`). A commit is decoded as soon as its WAL is flushed, but becomes visible slightly later.
+(`Unseen`), and the stream is not read while a chunk is. A commit is decoded as soon as its WAL is flushed, but becomes
+visible slightly later.
+
+Several workers may read chunks at once: ranges need not be copied in the order of their keys, and a range that is being
+read is no other worker's.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from schemas.positions import Lsn
@@ -55,20 +59,21 @@ class TableChunks:
         """In key order."""
         return tuple(self._chunks)
 
-    @property
-    def frontier(self) -> Key | None:
-        """The key up to which everything is copied; None before the first chunk and after the last."""
+    def gap(self, reading: Collection[Chunk] = ()) -> Chunk | None:
+        """Return the first range that is neither copied nor among those being read; None if there is no such range."""
         upto: Key | None = None
-        for chunk in self._chunks:
+        for chunk in _in_order([*self._chunks, *reading]) if reading else self._chunks:
             if chunk.after != upto:
-                break
+                return Chunk(upto, chunk.after)
             upto = chunk.upto
-        return upto
+            if upto is None:
+                return None
+        return Chunk(upto, None)
 
     @property
     def complete(self) -> bool:
         """Whether the whole key space is copied."""
-        return bool(self._chunks) and self.frontier is None and self._chunks[0].after is None
+        return self.gap() is None
 
     @property
     def settled(self) -> bool:
@@ -77,8 +82,7 @@ class TableChunks:
 
     def copied(self, chunk: Chunk) -> None:
         """Add a chunk just published."""
-        chunks = sorted([*self._chunks, chunk], key=lambda each: (each.after is not None, each.after or ()))
-        self._set(chunks)
+        self._set(_in_order([*self._chunks, chunk]))
 
     def passed(self, lsn: Lsn) -> bool:
         """Note that the stream is at `lsn`; return whether that settled a chunk."""
@@ -112,6 +116,10 @@ class TableChunks:
         self._chunks = chunks
         # A last chunk without an upper bound has no entry: bisect then points at it for every greater key.
         self._uppers = [chunk.upto for chunk in chunks if chunk.upto is not None]
+
+
+def _in_order(chunks: Iterable[Chunk]) -> list[Chunk]:
+    return sorted(chunks, key=lambda each: (each.after is not None, each.after or ()))
 
 
 class Unseen:

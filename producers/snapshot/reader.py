@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, LiteralString, cast
@@ -34,6 +34,14 @@ ORDER BY place
 
 CHUNK_BYTES: Final = 32 << 20
 """The most that COPY sends for one chunk (at least a row); encoded rows and Kafka's queue need as much again."""
+
+_ALL_CHUNKS_BYTES: Final = 64 << 20
+"""The most that COPY sends for all chunks that are read at the same time."""
+
+
+def chunk_bytes(workers: int) -> int:
+    """Return the most bytes that COPY may send for a chunk while so many workers read."""
+    return min(CHUNK_BYTES, _ALL_CHUNKS_BYTES // workers)
 
 
 class TableGone(HeadraceError):
@@ -83,11 +91,19 @@ def plan_chunk(connection: psycopg.Connection[Any], table: CapturedTable, bounds
 
 
 def read_chunk(
-    connection: psycopg.Connection[Any], table: CapturedTable, bounds: Bounds, rows: int, *, longest: int = CHUNK_BYTES
+    connection: psycopg.Connection[Any],
+    table: CapturedTable,
+    bounds: Bounds,
+    rows: int,
+    *,
+    longest: int = CHUNK_BYTES,
+    most: int = CHUNK_BYTES,
+    planned: Callable[[Texts], object] = lambda _: None,
 ) -> ChunkRows:
-    """Read the first rows with keys in the bounds, in key order: about `rows`, and CHUNK_BYTES at most, or one row.
+    """Read the first rows with keys in the bounds, in key order: about `rows`, and `most` bytes at most, or one row.
 
-    `longest` is the most bytes that COPY may send for one row. Never waits in the queue for the table's lock. Raises
+    `longest` is the most bytes that COPY may send for one row. `planned` is called with the last key that will be read,
+    before the rows are read, unless it is that of the bounds. Never waits in the queue for the table's lock. Raises
     TableGone if the table was dropped, TableStopped if the sort order of its key changed, LineTooLong for a row, and
     psycopg's errors.
     """
@@ -99,9 +115,11 @@ def read_chunk(
             moment = current_moment(connection)
             relation = _relation(connection, table)
             upto = None if bounds.keys else plan_chunk(connection, table, bounds, rows)
-            bounds = bounds if upto is None else replace(bounds, last=upto)
+            if upto is not None:
+                planned(upto)
+                bounds = replace(bounds, last=upto)
             _refuse_doubtful_keys(connection, table, bounds)
-            lines = _copy(connection, table, relation, bounds, longest)
+            lines = _copy(connection, table, relation, bounds, most, longest)
     finally:
         if connection.info.status == pq.ConnStatus.OK:
             connection.execute("ROLLBACK")
@@ -151,7 +169,12 @@ def _present(table: CapturedTable) -> Iterator[None]:
 
 
 def _copy(
-    connection: psycopg.Connection[Any], table: CapturedTable, relation: Relation, bounds: Bounds, longest: int
+    connection: psycopg.Connection[Any],
+    table: CapturedTable,
+    relation: Relation,
+    bounds: Bounds,
+    most: int,
+    longest: int,
 ) -> Lines:
     query = sql.SQL("COPY (SELECT {} FROM {} AS t {} ORDER BY {}) TO STDOUT").format(
         sql.SQL(", ").join(sql.Identifier("t", column.name) for column in relation.columns),
@@ -159,7 +182,7 @@ def _copy(
         _where(connection, table, bounds),
         ascending(_key(table), table.order),
     )
-    return copy_lines(connection, query.as_bytes(connection), most=CHUNK_BYTES, longest=longest)
+    return copy_lines(connection, query.as_bytes(connection), most=most, longest=longest)
 
 
 def _from(table: CapturedTable) -> sql.Composable:

@@ -47,6 +47,8 @@ class TableCopy:
         self._comparable = comparable
         self._reread: Reread | None = None
         self._chunks = TableChunks([])
+        self._reading: dict[Bounds, Chunk | None] = {}
+        """The range of each read that a worker has begun; None: no other worker may read the table meanwhile."""
         self.incomplete = IncompleteRows(state.incomplete)
         self._load(state)
 
@@ -60,15 +62,27 @@ class TableCopy:
 
     @property
     def ready(self) -> bool:
-        """Whether the table's state allows reading a chunk now."""
+        """Whether the table's state allows reading a chunk now, next to those that workers read."""
+        incomplete = self.incomplete
         if self._reread is None:
-            return not self._chunks.complete
+            # Rows that are read by key before the stream continues have their turn once no chunk is read.
+            if self._reading and (self._alone or (incomplete.many and incomplete.remembered is None)):
+                return False
+            return self._chunks.gap(self._ranges) is not None
         # Two chunks with the same key have to be published at different positions.
-        return self._reread.ready and self.incomplete.remembered is None
+        return not self._reading and self._reread.ready and incomplete.remembered is None
 
     def rows_due(self, now: float) -> bool:
         """Whether rows are to be read by key now; see IncompleteRows.due."""
-        return self.remembered is None and self.incomplete.due(now, copying=self.ready)
+        return not self._reading and self.remembered is None and self.incomplete.due(now, copying=self.ready)
+
+    @property
+    def _alone(self) -> bool:
+        return None in self._reading.values()
+
+    @property
+    def _ranges(self) -> list[Chunk]:
+        return [chunk for chunk in self._reading.values() if chunk is not None]
 
     @property
     def unread(self) -> bool:
@@ -102,15 +116,16 @@ class TableCopy:
 
     @property
     def bounds(self) -> Bounds:
-        """The bounds of the rows left to read."""
+        """The bounds of the next rows to read: the first that are neither copied nor being read."""
         partitions = self._partitions
         if self._reread is not None:
             range_ = self._reread.range
             if range_.partition is not None:
                 partitions = (range_.partition,)
             return Bounds(range_.first, self._reread.after, range_.last, partitions)
-        frontier = self._chunks.frontier
-        return Bounds(after=None if frontier is None else _texts(frontier), partitions=partitions)
+        gap = self._chunks.gap(self._ranges)
+        assert gap is not None, "all rows are copied"
+        return Bounds(after=_texts(gap.after), last=_texts(gap.upto), partitions=partitions)
 
     @property
     def bounds_of_rows(self) -> Bounds:
@@ -121,15 +136,32 @@ class TableCopy:
     def _partitions(self) -> tuple[int, ...]:
         return tuple(each.oid for each in self.state.partitions)
 
-    def copied(self, upto: Texts | None, moment: Moment, keys: Iterable[bytes], rows: int) -> None:
-        """Note that the chunk from `bounds` to `upto` (None: to its end) is published.
+    def begin(self, bounds: Bounds) -> None:
+        """Note that a worker reads these bounds; until `end` they are no other worker's."""
+        alone = self._reread is not None or bool(bounds.keys)
+        self._reading[bounds] = None if alone else self._range(bounds, bounds.last)
+
+    def planned(self, bounds: Bounds, upto: Texts) -> None:
+        """Note that the worker reads only up to and including `upto`: others may read the rest."""
+        if self._reading[bounds] is not None:
+            self._reading[bounds] = self._range(bounds, upto)
+
+    def end(self, bounds: Bounds) -> None:
+        """Note that the worker no longer reads these bounds: what it did not read is read again."""
+        del self._reading[bounds]
+
+    def _range(self, bounds: Bounds, upto: Texts | None, moment: Moment | None = None) -> Chunk:
+        return Chunk(self._key_or_end(bounds.after), self._key_or_end(upto), moment)
+
+    def copied(self, bounds: Bounds, upto: Texts | None, moment: Moment, keys: Iterable[bytes], rows: int) -> None:
+        """Note that the chunk from the start of its `bounds` to `upto` (None: to their end) is published.
 
         `keys` are the message keys of its rows, needed only if it `remembers`.
         """
         if self._reread is not None:
             self._reread = self._reread.copied(upto, RememberedChunk(frozenset(keys), moment))
         else:
-            self._chunks.copied(Chunk(self._chunks.frontier, self._key_or_end(upto), moment))
+            self._chunks.copied(self._range(bounds, bounds.last if upto is None else upto, moment))
         self._update(rows=self.state.rows + rows, chunks_done=self.state.chunks_done + 1)
 
     def note(self, **changes: object) -> None:

@@ -106,20 +106,21 @@ class TableWatch:
         self._forms = FormWatch(connection, lines)
         self._partitions = PartitionWatch(connection, lines)
 
-    def now(self, oid: int) -> TableNow | None:
-        """Return one table; None if it was dropped."""
-        with one_snapshot(self._connection):
-            publication = read_publication(self._connection, self._publication, [oid])
-            return tables_now(self._connection, publication, [oid]).get(oid)
+    def now(self, oid: int, connection: psycopg.Connection[Any] | None = None) -> TableNow | None:
+        """Return one table; None if it was dropped. `connection` is another one than the watch's own."""
+        connection = connection or self._connection
+        with one_snapshot(connection):
+            publication = read_publication(connection, self._publication, [oid])
+            return tables_now(connection, publication, [oid]).get(oid)
 
     def all_now(self, oids: Collection[int]) -> dict[int, TableNow]:
         """Return oid → table for those that exist."""
         with one_snapshot(self._connection):
             return tables_now(self._connection, read_publication(self._connection, self._publication), oids)
 
-    def require(self, feed: TableFeed) -> None:
-        """Raise TableStopped if the table, as it is now, cannot be followed."""
-        if (reason := current_obstacle(feed.table, self.now(feed.table.relation.oid))) is not None:
+    def require(self, feed: TableFeed, connection: psycopg.Connection[Any]) -> None:
+        """Raise TableStopped if the table, as it is now by this connection, cannot be followed. For any thread."""
+        if (reason := current_obstacle(feed.table, self.now(feed.table.relation.oid, connection))) is not None:
             raise TableStopped(reason)
 
     def hides(self, feed: TableFeed) -> bool:

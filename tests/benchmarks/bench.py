@@ -137,8 +137,9 @@ class Site:
         tables: Sequence[str] = (TABLE,),
         *,
         plugin_paths: Sequence[Path] = (),
+        snapshot: Mapping[str, object] | None = None,
     ) -> None:
-        """`tables` are names or patterns, all of gitlab schema gitlab_main."""
+        """`tables` are names or patterns, all of gitlab schema gitlab_main; `snapshot` are the source's settings."""
         self.bench = bench
         self.dsn = dsn
         self.prefix = prefix
@@ -155,6 +156,7 @@ class Site:
                             "gitlab_schemas": ["gitlab_main", "gitlab_shared"],
                             "tables": list(tables),
                             "table_schemas": dict.fromkeys(tables, "gitlab_main"),
+                            "snapshot": snapshot or {},
                         }
                     },
                     "migrations": migrations or {},

@@ -37,6 +37,7 @@ def play_round(stack: EmbeddedStack, directory: Path, seed: int) -> dict[str, An
                 rows=draw.randrange(0, 1_500),
                 chunk_rows=draw.choice((1, 3, 7, 20, 100)),
                 partitions=draw.choice((1, 2, 3)),
+                workers=draw.choice((1, 2, 4)),
             )
             try:
                 return {"seed": seed, **_kill(stack, crashes, draw)}

@@ -56,6 +56,10 @@ LEFT_OUT: Final = {
         "NO_CONFIRM_AFTER",
         "NO_SKIP",
         "NO_ORDINAL",
+        "NO_WAIT_FOR_CHUNKS",
+        "NO_RANGE_ALONE",
+        "NO_OWN_MOMENT",
+        "NO_GAPS",
     ),
     APPLY: (
         "NO_VISIBILITY",

@@ -40,6 +40,7 @@ def write_settings(settings: Settings, path: Path) -> Path:
         {spills}
         [databases.{name}.snapshot]
         chunk_rows = {database.snapshot.chunk_rows}
+        workers = {database.snapshot.workers}
         [databases.{name}.table_schemas]
         {mapped}
         """

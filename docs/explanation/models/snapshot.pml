@@ -1,8 +1,9 @@
 /* (a) Snapshot, stream and barrier: how a table gets into its topic while it is written to.
  *
- * Sessions write two keys of one table. A producer copies the table a key at a time, and follows the stream; at some
- * moment a second producer takes over, and the first, if it is not dead, goes on as a zombie. Modelled after
- * producers/snapshot/{chunk_rules,resnapshot_rules,table_snapshot,reader}.py, publish/capture.py, session/copy_phase.py and producer.py.
+ * Sessions write two keys of one table. A producer copies the table a key at a time, with two workers that read at
+ * moments of their own and return in any order, and follows the stream; at some moment a second producer takes over, and
+ * the first, if it is not dead, goes on as a zombie. Modelled after
+ * producers/snapshot/{chunk_rules,resnapshot_rules,table_snapshot,reader}.py, publish/capture.py, session/copy_phase.py and loop.py.
  *
  * Abstractions: a snapshot is the set of transactions that have ended when it is taken (which ids those are is
  * schemas/xid_snapshot.py's matter); an LSN is the number of commits before it; a chunk is one key; a re-snapshot ends
@@ -30,7 +31,7 @@ Transaction tx[NT];
 byte wal[NT];                           /* the transactions in the order of their commits */
 byte nwal;
 bool published;
-bool reading[2];                        /* a producer has the table's ACCESS SHARE lock */
+byte reading[2];                        /* a producer's ACCESS SHARE locks of the table: one for each worker that reads */
 
 /* A row's version is its change's place in the WAL (2 * commit + ordinal), plus 2; 1 is the row of before. */
 typedef Row { byte version; bool present }
@@ -266,7 +267,7 @@ inline forget(who) {                     /* a producer that has ended has no sta
     waits[(who) * 2].any = false; waits[(who) * 2].version = 0; waits[(who) * 2].present = false; waits[(who) * 2].emptied = false;
     waits[(who) * 2 + 1].any = false; waits[(who) * 2 + 1].version = 0; waits[(who) * 2 + 1].present = false;
     waits[(who) * 2 + 1].emptied = false;
-    reading[who] = false
+    reading[who] = 0
 }
 
 #ifdef NO_FENCE
@@ -283,17 +284,93 @@ inline load(me) {
     own[me].lsn[0] = recorded.lsn[0]; own[me].lsn[1] = recorded.lsn[1]
 }
 
+#define moved(me) (own[me].at != recorded.at || own[me].ordinal != recorded.ordinal)
+#define all_over (nwal == NT && tx[0].ended && tx[NT - 1].ended && tx[NT / 2].ended)
+
 #ifdef NO_FENCE                         /* Kafka takes a transaction of any producer */
 #define may_write(me) true
 #else
 #define may_write(me) (epoch == me + 1)
 #endif
 
-#define moved(me) (own[me].at != recorded.at || own[me].ordinal != recorded.ordinal)
-#define all_over (nwal == NT && tx[0].ended && tx[NT - 1].ended && tx[NT / 2].ended)
+/* A worker: not reading, has its range, has its snapshot, has the LSN after it. */
+#define IDLE 0
+#define BEGUN 1
+#define SEEN 2
+#define READ 3
+
+#ifdef NO_RANGE_ALONE                   /* a range that a worker reads is given to another one, too */
+#define being_read(k) false
+#else
+#define being_read(k) ((state[0] && key[0] == k) || (state[1] && key[1] == k))
+#endif
+#define gap(me, k) (!(own[me].copied & bit(k)) && !being_read(k))
+#ifdef NO_OWN_MOMENT                    /* the events of all chunks are judged by the latest snapshot */
+#define moment(me, w, k) d_step { \
+        seen[w] = seen[w] | own[me].snapshot[1 - k]; lsn[w] = (own[me].lsn[1 - k] > lsn[w] -> own[me].lsn[1 - k] : lsn[w]) }
+#else
+#define moment(me, w, k) skip
+#endif
+
+#ifdef NO_LOCK_FIRST
+#define may_add(me) (may_write(me) && !locked_whole)
+#else
+#define may_add(me) may_write(me)
+#endif
+
+/* A worker's steps; what it has read is added to the Kafka transaction, and its key is copied. */
+inline take_snapshot(w) {
+#ifdef NO_LSN_AFTER
+    lsn[w] = nwal;
+#else
+    seen[w] = all_ended;
+#endif
+    state[w] = SEEN
+}
+inline take_lsn(w) {
+#ifdef NO_LSN_AFTER
+    seen[w] = all_ended;
+#else
+    lsn[w] = nwal;
+#endif
+    state[w] = READ
+}
+inline add_chunk(me, w) {
+    k = key[w];
+    seeing = seen[w]; whole = 0; part = 0;
+    find_row();
+    i = 0;
+    do
+    :: i < nwal ->
+        if
+        :: truncates(wal[i]) && tx[wal[i]].ended && !(seen[w] & bit(wal[i])) -> row.present = false
+        :: else
+        fi;
+        i++
+    :: else -> break
+    od;
+#ifndef NO_LOCK_FIRST
+    reading[me]--;
+#endif
+    moment(me, w, k);
+    own[me].copied = own[me].copied | bit(k);
+    own[me].judged = own[me].judged | bit(k);
+    own[me].snapshot[k] = seen[w];
+    own[me].lsn[k] = lsn[w];
+    if
+    :: row.present ->
+        own[me].remembered = own[me].remembered | (again -> bit(k) : 0);
+        publish(me, row.version, true, again)
+    :: else
+    fi;
+    settle(me);
+    row.version = 0; row.present = false; i = 0; t = 0; k = 0;
+    key[w] = 0; seen[w] = 0; lsn[w] = 0; state[w] = IDLE;
+    dirty = true
+}
 
 proctype Producer(byte me) {
-    byte key, seen, lsn, rows;
+    byte state[2], key[2], seen[2], lsn[2];    /* of each worker */
     bool dirty;                         /* something was read that is not committed */
 
     /* A start: fence every producer before, then read how far it got. */
@@ -321,6 +398,9 @@ proctype Producer(byte me) {
 #ifdef NO_RECORDED_KEYS
         own[me].remembered = 0;
 #endif
+#ifdef NO_GAPS                          /* all is taken for copied up to the last range that is */
+        own[me].copied = own[me].copied | ((own[me].copied & 2) -> 1 : 0);
+#endif
         published = true
     }
     d_step {                            /* what runs now may be in neither the stream nor an earlier snapshot */
@@ -338,7 +418,11 @@ proctype Producer(byte me) {
 
     do
     /* A fenced producer ends what it is at; whatever it began later would be refused just the same. */
-    :: d_step { own[me].at < nwal && epoch == me + 1 ->
+    :: d_step { own[me].at < nwal &&
+#ifndef NO_WAIT_FOR_CHUNKS              /* the stream is not read while a chunk is */
+            state[0] == IDLE && state[1] == IDLE &&
+#endif
+            epoch == me + 1 ->
             stream(me);
             dirty = true
 #ifdef NO_CONFIRM_AFTER                 /* the slot is told to release WAL before Kafka has it */
@@ -361,8 +445,9 @@ commit:
         :: atomic { !may_write(me) -> d_step { forget(me) }; goto fenced }
         fi
 
-    /* A chunk: the next key, once nothing is in its way. */
-    :: d_step { !dirty && own[me].copied != 3 && epoch == me + 1 && (!again || own[me].judged == 0) &&
+    /* A chunk: the first key that is in a gap, once nothing is in its way, for an idle worker. */
+    :: d_step { !dirty && epoch == me + 1 && (gap(me, 0) || gap(me, 1)) && (state[0] == IDLE || state[1] == IDLE) &&
+            (!again || (own[me].judged == 0 && state[0] == IDLE && state[1] == IDLE)) &&
 #ifndef NO_BARRIER                      /* all that the stream has passed is visible */
             visible(own[me].unseen) &&
 #endif
@@ -374,51 +459,20 @@ commit:
 #endif
             true ->
 #ifndef NO_LOCK_FIRST
-            reading[me] = true;
+            reading[me]++;
 #endif
-            key = (own[me].copied & 1 -> 1 : 0);
-            own[me].unseen = own[me].unseen & ~all_ended; own[me].before = own[me].before & ~all_ended
-       };
-#ifdef NO_LSN_AFTER
-        lsn = nwal;
-        seen = all_ended;
-#else
-        seen = all_ended;
-        lsn = nwal;
-#endif
-        d_step {
-#ifdef NO_LOCK_FIRST
-            !locked_whole;
-#endif
-            k = key;
-            seeing = seen; whole = 0; part = 0;
-            find_row();
-            i = 0;
-            do
-            :: i < nwal ->
-                if
-                :: truncates(wal[i]) && tx[wal[i]].ended && !(seen & bit(wal[i])) -> row.present = false
-                :: else
-                fi;
-                i++
-            :: else -> break
-            od;
-            reading[me] = false;
-            own[me].copied = own[me].copied | bit(k);
-            own[me].judged = own[me].judged | bit(k);
-            own[me].snapshot[k] = seen;
-            own[me].lsn[k] = lsn;
-            if
-            :: row.present ->
-                own[me].remembered = own[me].remembered | (again -> bit(k) : 0);
-                publish(me, row.version, true, again)
-            :: else
-            fi;
-            settle(me);
-            row.version = 0; row.present = false; key = 0; seen = 0; lsn = 0; i = 0; t = 0; k = 0;
-            dirty = true
-        };
-        goto commit
+            i = (state[0] == IDLE -> 0 : 1);
+            key[i] = (gap(me, 0) -> 0 : 1);
+            state[i] = BEGUN;
+            own[me].unseen = own[me].unseen & ~all_ended; own[me].before = own[me].before & ~all_ended;
+            i = 0
+       }
+    :: d_step { state[0] == BEGUN && may_write(me) -> take_snapshot(0) }
+    :: d_step { state[1] == BEGUN && may_write(me) -> take_snapshot(1) }
+    :: d_step { state[0] == SEEN && may_write(me) -> take_lsn(0) }
+    :: d_step { state[1] == SEEN && may_write(me) -> take_lsn(1) }
+    :: d_step { state[0] == READ && may_add(me) -> add_chunk(me, 0) }; goto commit
+    :: d_step { state[1] == READ && may_add(me) -> add_chunk(me, 1) }; goto commit
 
     /* The end: all is visible, streamed and copied. */
     :: d_step { all_over && !dirty && own[me].at == nwal && own[me].copied == 3 && epoch == me + 1 ->

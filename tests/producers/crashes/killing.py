@@ -40,7 +40,9 @@ class Crashes:
         rows: int = 300,
         chunk_rows: int = 7,
         partitions: int = 2,
+        workers: int = 1,
     ) -> None:
+        self._workers = workers
         self._connect = connect
         connection = connect()
         connection.execute(SCHEMA)
@@ -54,7 +56,7 @@ class Crashes:
             make_conninfo(dsn, options=_SMALL_MEMORY),
             TABLE,
             partitions=partitions,
-            snapshot={"chunk_rows": chunk_rows},
+            snapshot={"chunk_rows": chunk_rows, "workers": workers},
             spill_directory=self._spills,
         )
         self.source = Source(settings, connection)
@@ -108,7 +110,7 @@ class Crashes:
             assert process.ended() == 0, process.log.read_text()
 
     def prove(self) -> int:
-        """Fail unless nothing was lost or doubled and each start read at most one chunk again.
+        """Fail unless nothing was lost or doubled and each start read at most one chunk of each worker again.
 
         Returns the number of such chunks. The work must have ended, and its writes be published.
         """
@@ -119,8 +121,8 @@ class Crashes:
         assert slot.confirmed_flush is not None
         assert slot.confirmed_flush <= stream.confirmed_lsn, "the slot released changes that are not recorded"
         again = chunks_read_again(self._journal)
-        assert max(again) <= 1, f"a start read more than one chunk again: {again}"
-        assert sum(again) <= self.kills
+        assert max(again) <= self._workers, f"a start read more than one chunk of a worker again: {again}"
+        assert sum(again) <= self.kills * self._workers
         assert not list(self._spills.iterdir()), "transactions of dead producers are still on disk"
         assert any(isinstance(key := record.key.get("id"), int) and key >= LARGE_KEYS for record in records), (
             "no large transaction was published"

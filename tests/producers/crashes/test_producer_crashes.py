@@ -103,6 +103,31 @@ def test_producer_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) ->
     assert crashes.prove() >= 3
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+def test_producer_with_workers_killed_at_every_point_of_a_first_snapshot(
+    bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path, workers: int
+) -> None:
+    crashes = Crashes(database.connect, bootstrap_servers, prefix, database.dsn, tmp_path, workers=workers)
+    with crashes.work(workers):
+        for arming in FIRST_SNAPSHOT:
+            crashes.dies_at(arming)
+    crashes.settle()
+    assert crashes.prove() >= 3
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_producer_with_workers_killed_at_random_moments(
+    bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path, workers: int
+) -> None:
+    crashes = Crashes(database.connect, bootstrap_servers, prefix, database.dsn, tmp_path, workers=workers, rows=2000)
+    draw = random.Random(workers)
+    with crashes.work(workers, truncates=True):
+        for _ in range(4):
+            crashes.dies_within(draw.uniform(0.5, 2.0), None)
+    crashes.settle()
+    crashes.prove()
+
+
 def test_producer_killed_at_every_point_of_large_transactions(crashes: Crashes) -> None:
     with crashes.work(2, large=25):
         for arming in LARGE_TRANSACTIONS:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -16,17 +16,50 @@ from infra.settings.model import SnapshotSettings
 from producers.publish.capture import Capture
 from producers.publish.table_publisher import TableFeed
 from producers.session.commits import FROM_SCRATCH, Restart
-from producers.session.copy_phase import Choice, Copied
+from producers.session.copy_phase import Choice, ChunkTask, Copied
 from producers.session.loop import USUAL, Parts, Session, Timing
 from producers.snapshot.chunk_rules import Unseen
+from producers.snapshot.table_snapshot import Bounds
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy
 from producers.stream.messages import Origin
+from schemas.errors import DatabaseUnavailable
 from schemas.positions import Lsn, Position
 from tests.producers.captures import MemoryRegistry, done, feed
 
 BEHIND = Lsn(1_000)
 """The position of heartbeats, which the stream then has to reach."""
+
+
+@dataclass
+class FakeWorkers:
+    """So many workers, of which the first returns its chunk once nothing else can be begun."""
+
+    world: World
+    count: int
+    reading: list[TableFeed] = field(default_factory=list)
+    left: int = 0
+
+    @property
+    def idle(self) -> bool:
+        return len(self.reading) < self.count
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.reading)
+
+    def begin(self, feed: TableFeed, _rows: int) -> None:
+        self.world.begun += 1
+        self.world.did("begin")
+        self.reading.append(feed)
+
+    def returned(self, _seconds: float) -> list[tuple[ChunkTask, Any]]:
+        feed = self.reading.pop(0)
+        task = ChunkTask(feed, Bounds(), 3, by_key=False, began=0.0)
+        return [(task, lambda position: self.world.copy_chunk(feed, position, 3))]
+
+    def leave(self) -> None:
+        self.left += 1
 
 
 @dataclass
@@ -55,12 +88,16 @@ class World:
     """Whether nothing comes after the first read."""
     hurry: bool = False
     heartbeats_fail: bool = False
+    workers: int = 1
+    begun: int = 0
+    """How many chunks were begun by workers."""
     journal: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.feed = feed(MemoryRegistry(), done() if self.whole else None)
         self.capture = Capture([self.feed], Position(Lsn(1), 0), Lsn(1), Unseen([]))
+        self.several = FakeWorkers(self, self.workers) if self.workers > 1 else None
         self.aside: list[str] = []
         self.sizes: list[int] = []
         self.throttles: list[str | None] = []
@@ -107,7 +144,7 @@ class World:
         if self.chunks and self.small:
             self.small -= 1
             return Choice(feed(MemoryRegistry(), done()))
-        return Choice(self.feed if self.chunks else None)
+        return Choice(self.feed if len(self.chunks) > (len(self.several.reading) if self.several else 0) else None)
 
     def copy_chunk(self, _feed: TableFeed, _position: Position, _rows: int) -> Copied | None:
         self.did("chunk")
@@ -152,8 +189,8 @@ class World:
         parts = Parts(
             source="main", address=Address("host=nowhere"), settings=SnapshotSettings(chunk_rows=self.chunk_rows),
             sql=this, stream=this, incoming=this, feeds=[self.feed], capture=self.capture, commits=this,
-            choose=self.choose, copy_chunk=self.copy_chunk, turns=this, limits=this, beat=self.beat, watch=this,
-            topic_watch=this, slot_monitor=this, copy_log=this,
+            choose=self.choose, copy_chunk=self.copy_chunk, workers=cast(Any, self.several),
+            turns=this, limits=this, beat=self.beat, watch=this, topic_watch=this, slot_monitor=this, copy_log=this,
         )  # fmt: skip
         return Session(parts, self.stop, timing).work()
 
@@ -298,3 +335,52 @@ def test_stream_returns_to_a_limited_copy_though_nothing_comes(monkeypatch: pyte
     assert before.count("commit") == 1
     assert before.count("read") > 3
     assert before.count("heartbeat") == 1
+
+
+def test_workers_get_a_chunk_each_and_the_next_once_theirs_is_committed() -> None:
+    world = World(chunks=[Lsn(5)] * 4, whole=False, workers=2, steps=16)
+    world.run()
+    committed = ["chunk", "commit public.t", "confirm"]
+    assert world.journal[:13] == ["begin", "begin", *committed, "begin", *committed, "begin", *committed]
+    assert world.several is not None
+    assert world.several.left == 0
+
+
+def test_stream_is_not_read_while_a_worker_reads() -> None:
+    world = World(chunks=[Lsn(65 << 20), *[Lsn(5)] * 5], whole=False, workers=3, steps=40)
+    world.run()
+    for number, what in enumerate(world.journal):
+        if what in ("read", "heartbeat"):
+            before = world.journal[:number]
+            assert before.count("begin") == before.count("chunk")
+    first = world.journal.index("heartbeat")
+    assert world.journal[:first].count("begin") == 3, "a chunk was begun after one that showed too much WAL"
+
+
+@pytest.mark.parametrize("error", [TableBusy("it is locked"), psycopg.errors.LockNotAvailable("locked")])
+def test_chunk_that_a_worker_could_not_read_is_read_later(error: Exception) -> None:
+    world = World(chunks=[error, Lsn(5)], whole=False, workers=2, steps=8)
+    world.run()
+    assert len(world.aside) == 1
+    assert world.journal[:5] == ["begin", "begin", "chunk", "chunk", "commit public.t"]
+
+
+def test_chunks_of_a_table_that_was_stopped_meanwhile_are_dropped() -> None:
+    world = World(chunks=[TableStopped("its key is gone"), Lsn(5), Lsn(5)], whole=False, workers=3, steps=10)
+    world.run()
+    assert world.feed.state.stopped == "its key is gone"
+    assert world.journal.count("chunk") == 1
+    assert world.begun == 3
+
+
+def test_error_of_a_worker_ends_the_session() -> None:
+    world = World(chunks=[psycopg.OperationalError("lost")], whole=False, workers=2)
+    with pytest.raises(DatabaseUnavailable):
+        world.run()
+
+
+def test_workers_leave_once_everything_is_copied() -> None:
+    world = World(workers=2, steps=6)
+    world.run()
+    assert world.several is not None
+    assert world.several.left > 0

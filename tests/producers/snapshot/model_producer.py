@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -30,6 +29,9 @@ from tests.producers.captures import MemoryRegistry
 from tests.producers.snapshot.model_database import RELATION, ModelDatabase, State
 
 START = Position(Lsn(900), 0)
+
+WAITS_FOR_CHUNKS = True
+"""Whether the stream is read only while no chunk is: the rule of producers.session.loop's copy phase."""
 
 
 REGISTRY = MemoryRegistry()
@@ -87,13 +89,17 @@ class ModelProducer:
         self._messages: deque[pg.Message] = deque()
         self._decoded = sum(each.end_lsn <= self.slot for each in self.database.log)
         self._read_versions: dict[int, Position] = {}
+        self._reading: list[tuple[Bounds, int, ChunkRows, dict[int, Position]]] = []
         self._waiting: list[Record] = []
         if self.feed.state.from_scratch:
             self.feed.restart_from_scratch(self.capture.position, self.feed.state.not_before)
         self.commit()
 
     def stream(self, count: int) -> None:
-        """Handle some messages."""
+        """Handle some messages, once no chunk is being read."""
+        if WAITS_FOR_CHUNKS:
+            while self._reading:
+                self.end_chunk(0)
         for _ in range(count):
             if not self._messages and self._decoded < len(self.database.log):
                 self._messages.extend(self.database.log[self._decoded].messages())
@@ -107,7 +113,15 @@ class ModelProducer:
         return bool(self._messages) or self._decoded < len(self.database.log)
 
     def copy(self, rows: int) -> None:
-        """Copy one chunk if the rules let it: see producers.session.loop, which does the same."""
+        """Copy one chunk if the rules let it."""
+        if self.begin_chunk(rows):
+            self.end_chunk(-1)
+
+    def begin_chunk(self, rows: int, cut: int | None = None) -> bool:
+        """Read a chunk as a worker does, if the rules let it: see producers.session.loop, which does the same.
+
+        The worker plans for `rows` rows, and has too many bytes after `cut` rows. Returns whether it reads.
+        """
         self.commit()
         database, feed = self.database, self.feed
         seen = database.snapshot()
@@ -115,21 +129,34 @@ class ModelProducer:
         by_key = feed.rows_due
         begun = by_key or feed.state.not_before <= seen.xmin
         if database.locked_whole or not (visible and feed.readable and begun):
-            return
+            return False
         snapshot = database.snapshot()
         bounds = feed.copy.bounds_of_rows if by_key else feed.copy.bounds
+        feed.copy.begin(bounds)
         state = database.state_at(Position(Lsn(0), 0), snapshot)
         keys = sorted((key for key in state if self._within(key, bounds)), key=self._order)
+        if len(keys) >= rows and not by_key:
+            feed.copy.planned(bounds, (str(keys[rows - 1]),))
         # A read by key ends only where there are too many bytes.
-        upto = (str(keys[rows - 1]),) if len(keys) > rows or (len(keys) == rows and not by_key) else None
-        keys = keys[:rows]
+        most = min(rows, cut or rows)
+        upto = (str(keys[most - 1]),) if len(keys) > most or (len(keys) == rows and not by_key) else None
+        keys = keys[:most]
         data = b"".join(b"%d\t%d\t%d\n" % (key, *state[key]) for key in keys)
-        chunk = ChunkRows(data, len(keys), RELATION, Moment(snapshot, Lsn(database.insert_lsn)))
-        self._read_versions = {key: database.versions(snapshot)[key] for key in keys}
-        if by_key:
-            feed.add_rows(bounds.keys, replace(chunk, upto=upto), self.capture.position)
+        chunk = ChunkRows(data, len(keys), RELATION, Moment(snapshot, Lsn(database.insert_lsn)), upto)
+        versions = {key: database.versions(snapshot)[key] for key in keys}
+        self._reading.append((bounds, rows, chunk, versions))
+        return True
+
+    def end_chunk(self, which: int) -> None:
+        """Publish a chunk that a worker has read, if there is any; `which` chooses one."""
+        if not self._reading:
+            return
+        bounds, rows, chunk, self._read_versions = self._reading.pop(which % len(self._reading))
+        self.feed.copy.end(bounds)
+        if bounds.keys:
+            self.feed.add_rows(bounds.keys, chunk, self.capture.position)
         else:
-            feed.add_chunk(upto, chunk, self.capture.position, rows)
+            self.feed.add_chunk(chunk.upto, chunk, self.capture.position, rows, bounds)
         self.commit()
 
     def commit(self, *, confirms: bool = True) -> None:

@@ -45,8 +45,20 @@ def test_open_end_covers_every_greater_key() -> None:
 def test_chunks_done_out_of_order_leave_a_hole_that_is_not_copied() -> None:
     chunks = TableChunks([chunk(20, 30), chunk(None, 10)])
     assert [key for key in (10, 11, 20, 21, 30, 31) if chunks.publishes((key,), LATER, BEFORE)] == [10, 21, 30]
-    assert chunks.frontier == (10,)
+    assert chunks.gap() == Chunk((10,), (20,))
     assert not chunks.complete
+
+
+def test_next_gap_is_the_first_that_no_worker_reads() -> None:
+    chunks = TableChunks([chunk(20, 30), chunk(None, 10)])
+    assert chunks.gap([Chunk((10,), (15,))]) == Chunk((15,), (20,))
+    assert chunks.gap([Chunk((10,), (20,))]) == Chunk((30,), None)
+    assert chunks.gap([Chunk((30,), None), Chunk((10,), (20,))]) is None
+    assert TableChunks().gap([Chunk((5,), None)]) == Chunk(None, (5,))
+    chunks.copied(chunk(30, None))
+    chunks.copied(chunk(10, 20))
+    assert chunks.gap() is None
+    assert chunks.complete
 
 
 def test_past_its_position_a_chunk_is_settled_and_merges_with_its_neighbour() -> None:

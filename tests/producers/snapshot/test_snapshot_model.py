@@ -27,8 +27,10 @@ from tests.producers.snapshot.without_rules import (
     ForgetsChunksAtOnce,
     ForgetsKeysAtOnce,
     ForgetsRowsAtOnce,
+    GivesRangesTwice,
     HoldsRequestsBack,
     JudgesBehindTheChunk,
+    JudgesByOneMoment,
     LosesKeysWhenKilled,
     LosesRowsWhenKilled,
     MergesWithWhatIsNotPassed,
@@ -38,11 +40,14 @@ from tests.producers.snapshot.without_rules import (
     PublishesWhatAChunkShows,
     PublishesWhatIsNotCopied,
     PublishesWhatRowsShow,
+    ReadsRowsNextToChunks,
     ReadsRowsWithoutWaiting,
     ReadsWhatIsRecordedAgain,
     RemembersNoKeys,
     RereadsAsIfForTheFirstTime,
+    SkipsGaps,
     TakesEveryKeyForRemembered,
+    TakesTheEndOfAGapForTheEndOfAll,
     forgets_keys_when_killed,
 )
 
@@ -148,6 +153,30 @@ class SnapshotMachine(RuleBasedStateMachine):
         self.producer.copy(rows)
         self.work(keys)
         self.producer.copy(rows)
+
+    @rule(rows=st.integers(1, 3), cut=st.none() | st.integers(1, 2))
+    def begin_chunk(self, rows: int, cut: int | None) -> None:
+        self.producer.begin_chunk(rows, cut)
+
+    @rule(which=st.integers(0, 2))
+    def end_chunk(self, which: int) -> None:
+        self.producer.end_chunk(which)
+
+    @rule(
+        chunks=st.lists(st.tuples(st.integers(1, 2), st.none() | KEYS), min_size=2, max_size=3),
+        ends=st.lists(st.integers(0, 2), max_size=3),
+        killed=st.booleans(),
+    )
+    def copy_with_several_workers(self, chunks: list[tuple[int, int | None]], ends: list[int], killed: bool) -> None:
+        """Rows are written between the moments of the chunks, which end in any order, or never."""
+        for rows, key in chunks:
+            self.producer.begin_chunk(rows)
+            if key is not None:
+                self.write(0, key, None, keeps_big=False, end="visible")
+        for which in ends:
+            self.producer.end_chunk(which)
+        if killed:
+            self.producer.start()
 
     @rule(published=st.booleans(), chunk=st.booleans())
     def kill(self, published: bool, chunk: bool) -> None:
@@ -264,6 +293,13 @@ LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [
     (table_snapshot, "IncompleteRows", LosesRowsWhenKilled, SnapshotMachine),
     (model_producer, "Capture", ReadsRowsWithoutWaiting, SnapshotMachine),
     (model_producer, "Capture", NotesWhatIsNotPublished, SnapshotMachine),
+    (model_producer, "WAITS_FOR_CHUNKS", False, SnapshotMachine),
+    (table_publisher, "TableCopy", GivesRangesTwice, SnapshotMachine),
+    (table_publisher, "TableCopy", GivesRangesTwice, UnorderedMachine),
+    (table_publisher, "TableCopy", JudgesByOneMoment, SnapshotMachine),
+    (table_publisher, "TableCopy", TakesTheEndOfAGapForTheEndOfAll, SnapshotMachine),
+    (table_publisher, "TableCopy", ReadsRowsNextToChunks, UnorderedMachine),
+    (table_snapshot, "TableChunks", SkipsGaps, SnapshotMachine),
 ]
 """Location of each rule, its removal, and the machine that needs it."""
 

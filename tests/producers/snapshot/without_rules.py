@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from infra.state.positions import IncompleteState
 from infra.state.snapshot_requests import RequestRow
 from producers.publish.capture import Capture
 from producers.publish.partition_routes import Route, key_of
 from producers.publish.table_publisher import TableFeed
-from producers.snapshot.chunk_rules import Key, TableChunks, Unseen
+from producers.snapshot.chunk_rules import Chunk, Key, TableChunks, Unseen
 from producers.snapshot.incomplete_rows import IncompleteRows
-from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Reread
-from producers.snapshot.table_snapshot import TableCopy
+from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Reread, Texts
+from producers.snapshot.table_snapshot import Bounds, TableCopy
 from producers.stream import messages as pg
 from schemas.events import UNCHANGED, Op
 from schemas.positions import Lsn, Position
-from schemas.xid_snapshot import Snapshot
+from schemas.xid_snapshot import Moment, Snapshot
 
 
 class PublishesWhatIsNotCopied(TableChunks):
@@ -162,6 +163,55 @@ class NotesWhatIsNotPublished(Capture):
     def _write(self, op: Op, route: Route, values: pg.Values) -> bool:
         super()._write(op, route, values)
         return True
+
+
+class GivesRangesTwice(TableCopy):
+    """Gives a range that a worker reads to another one, too."""
+
+    def begin(self, bounds: Bounds) -> None:
+        del bounds
+
+    def planned(self, bounds: Bounds, upto: Texts) -> None:
+        del bounds, upto
+
+    def end(self, bounds: Bounds) -> None:
+        del bounds
+
+
+class JudgesByOneMoment(TableCopy):
+    """Judges the events of all chunks by the latest of their snapshots."""
+
+    _latest: Moment | None = None
+
+    def copied(self, bounds: Bounds, upto: Texts | None, moment: Moment, keys: Iterable[bytes], rows: int) -> None:
+        self._latest = max((self._latest or moment, moment), key=lambda each: each.lsn)
+        super().copied(bounds, upto, self._latest, keys, rows)
+
+
+class TakesTheEndOfAGapForTheEndOfAll(TableCopy):
+    """Takes a chunk that extends to the end of its bounds for one to the end of the table."""
+
+    def copied(self, bounds: Bounds, upto: Texts | None, moment: Moment, keys: Iterable[bytes], rows: int) -> None:
+        super().copied(replace(bounds, last=None), upto, moment, keys, rows)
+
+
+class ReadsRowsNextToChunks(TableCopy):
+    """Reads rows by key while a worker reads a chunk that may have them."""
+
+    def rows_due(self, now: float) -> bool:
+        by_key = any(bounds.keys for bounds in self._reading)
+        return not by_key and self.remembered is None and self.incomplete.due(now, copying=self.ready)
+
+
+class SkipsGaps(TableChunks):
+    """Continues after the last range that was copied."""
+
+    def gap(self, reading: Collection[Chunk] = ()) -> Chunk | None:
+        before = [*self.chunks, *reading]
+        if not before:
+            return super().gap()
+        last = max(before, key=lambda chunk: (chunk.upto is None, chunk.upto or ()))
+        return None if last.upto is None else Chunk(last.upto, None)
 
 
 def forgets_keys_when_killed(keys: Iterable[bytes]) -> str:

@@ -1,0 +1,123 @@
+"""Reads chunks over several connections at the same time, each in a thread of its own.
+
+A thread waits for the server without Python's lock, as the encoder encodes; a process would have to send every row to
+the one that publishes it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+import psycopg
+
+from infra.service.signals import bounded, shut_down
+from producers.snapshot.reader import ChunkRows
+from producers.snapshot.resnapshot_rules import Texts
+
+_LEAVE_SECONDS: Final = 1.0
+"""How long `close` waits for a thread; one that is still connecting ends later."""
+
+T = TypeVar("T")
+Read = Callable[[psycopg.Connection[Any], Callable[[Texts], object]], ChunkRows | None]
+"""Reads a chunk over a connection; calls its second argument as read_chunk calls `planned`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A read that continues up to and including a key, and not to the end of its bounds."""
+
+    upto: Texts
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A read that returned `chunk`, or raised `error`."""
+
+    chunk: ChunkRows | None = None
+    error: BaseException | None = None
+
+    def result(self) -> ChunkRows | None:
+        """Return what the read returned, or raise what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self.chunk
+
+
+class ChunkReaders(Generic[T]):
+    """At most `count` threads; each opens its connection by `connect` at its first read and keeps it until `close`.
+
+    Queries are cancelled once `stop` is set. For the use of one thread.
+    """
+
+    def __init__(self, count: int, connect: Callable[[], psycopg.Connection[Any]], stop: threading.Event) -> None:
+        self._count = count
+        self._connect = connect
+        self._stop = stop
+        self._busy = 0
+        self._threads: list[threading.Thread] = []
+        self._connections: list[psycopg.Connection[Any]] = []
+        self._reads: queue.SimpleQueue[tuple[T, Read] | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[tuple[T, Planned | Ended]] = queue.SimpleQueue()
+
+    @property
+    def idle(self) -> bool:
+        """Whether another read may begin now."""
+        return self._busy < self._count
+
+    @property
+    def busy(self) -> bool:
+        """Whether `news` has not returned the end of every read."""
+        return self._busy > 0
+
+    def begin(self, task: T, read: Read) -> None:
+        """Begin a read; `news` returns its progress with `task`."""
+        self._busy += 1
+        if self._busy > len(self._threads):
+            name = f"chunk reader {self._busy}"
+            self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
+            self._threads[-1].start()
+        self._reads.put((task, read))
+
+    def news(self, seconds: float) -> list[tuple[T, Planned | Ended]]:
+        """Return what happened since the last call, in order; waits for it, at most `seconds`."""
+        found: list[tuple[T, Planned | Ended]] = []
+        with suppress(queue.Empty):
+            found.append(self._news.get(timeout=seconds))
+            while True:
+                found.append(self._news.get_nowait())
+        self._busy -= sum(isinstance(what, Ended) for _, what in found)
+        return found
+
+    def close(self) -> None:
+        """End the threads and close their connections, whatever they read."""
+        for _ in self._threads:
+            self._reads.put(None)
+        if self.busy:
+            for connection in self._connections:
+                shut_down(connection)
+        for thread in self._threads:
+            thread.join(_LEAVE_SECONDS)
+
+    def _planned(self, task: T, upto: Texts) -> None:
+        self._news.put((task, Planned(upto)))
+
+    def _serve(self) -> None:
+        with ExitStack() as opened:
+            connection: psycopg.Connection[Any] | None = None
+            while (given := self._reads.get()) is not None:
+                task, read = given
+                try:
+                    if connection is None:
+                        connection = opened.enter_context(closing(self._connect()))
+                        self._connections.append(connection)
+                        opened.enter_context(bounded(connection, self._stop))
+                    ended = Ended(read(connection, partial(self._planned, task)))
+                except BaseException as error:
+                    ended = Ended(error=error)
+                self._news.put((task, ended))

@@ -1,0 +1,169 @@
+"""Reads that run at the same time, each over a connection of its own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from consumers.testing.waiting import PATIENCE, until
+from producers.snapshot.chunk_readers import ChunkReaders, Ended, Planned
+from producers.snapshot.reader import ChunkRows
+from schemas.positions import Lsn
+from schemas.xid_snapshot import Moment, Snapshot
+from tests.producers.captures import RELATION
+
+CHUNK = ChunkRows(b"1\n", 1, RELATION, Moment(Snapshot(5, 5), Lsn(100)))
+
+
+class Wire:
+    """A connection whose server never answers; `pgconn.socket` is what shutting it down needs."""
+
+    def __init__(self) -> None:
+        self.here, self.there = socket.socketpair()
+        self.socket = self.here.fileno()
+        self.closed = False
+        self.cancelled = threading.Event()
+
+    pgconn = property(lambda self: self)
+
+    def cancel_safe(self, **_: float) -> None:
+        self.cancelled.set()
+
+    def close(self) -> None:
+        self.closed = True
+        self.here.close()
+        self.there.close()
+
+
+class Opened:
+    """Opens such connections, or fails."""
+
+    def __init__(self) -> None:
+        self.wires: list[Wire] = []
+        self.error: Exception | None = None
+
+    def __call__(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        self.wires.append(Wire())
+        return self.wires[-1]
+
+
+@pytest.fixture
+def opened() -> Opened:
+    return Opened()
+
+
+@pytest.fixture
+def stop() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def readers(opened: Opened, stop: threading.Event) -> Iterator[ChunkReaders[str]]:
+    made: ChunkReaders[str] = ChunkReaders(2, opened, stop)
+    yield made
+    made.close()
+
+
+def at_once(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows | None:
+    return CHUNK
+
+
+def ended(readers: ChunkReaders[str], count: int = 1) -> dict[str, Ended]:
+    """Return the reads that end next."""
+    found: dict[str, Ended] = {}
+
+    def come() -> bool:
+        found.update({task: what for task, what in readers.news(0.05) if isinstance(what, Ended)})
+        return len(found) >= count
+
+    until(come, "reads to end")
+    return found
+
+
+def test_two_chunks_are_read_at_the_same_time(readers: ChunkReaders[str], opened: Opened) -> None:
+    both = threading.Barrier(2)
+
+    def read(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+        both.wait(PATIENCE)
+        return CHUNK
+
+    readers.begin("a", read)
+    assert readers.idle
+    readers.begin("b", read)
+    assert not readers.idle
+    assert {task: what.result() for task, what in ended(readers, 2).items()} == {"a": CHUNK, "b": CHUNK}
+    assert readers.idle
+    assert not readers.busy
+    assert len(opened.wires) == 2
+
+
+def test_connection_is_used_again(readers: ChunkReaders[str], opened: Opened) -> None:
+    for _ in range(3):
+        readers.begin("a", at_once)
+        ended(readers)
+    assert len(opened.wires) == 1
+
+
+def test_end_of_a_chunk_is_known_while_it_is_read(readers: ChunkReaders[str]) -> None:
+    proceed = threading.Event()
+
+    def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
+        planned(("7",))
+        proceed.wait(PATIENCE)
+        return CHUNK
+
+    readers.begin("a", read)
+    assert readers.news(PATIENCE) == [("a", Planned(("7",)))]
+    assert readers.busy
+    proceed.set()
+    assert ended(readers)["a"].chunk is CHUNK
+
+
+@pytest.mark.parametrize("connects", [True, False])
+def test_error_is_raised_where_the_result_is_taken(
+    readers: ChunkReaders[str], opened: Opened, *, connects: bool
+) -> None:
+    error = RuntimeError("no")
+    opened.error = None if connects else error
+
+    def read(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+        raise error
+
+    readers.begin("a", read)
+    with pytest.raises(RuntimeError, match="no"):
+        ended(readers)["a"].result()
+    # The thread continues with the next read.
+    opened.error = None
+    readers.begin("b", at_once)
+    assert ended(readers)["b"].result() is CHUNK
+
+
+def test_close_ends_a_read_that_waits_for_the_server(opened: Opened, stop: threading.Event) -> None:
+    readers: ChunkReaders[str] = ChunkReaders(2, opened, stop)
+    waits, left = threading.Event(), threading.Event()
+
+    def read(connection: Any, _planned: Callable[[Any], object]) -> None:
+        waits.set()
+        cast(Wire, connection).here.recv(1)
+        left.set()
+
+    readers.begin("a", read)
+    assert waits.wait(PATIENCE)
+    readers.close()
+    assert left.is_set()
+    assert [wire.closed for wire in opened.wires] == [True]
+
+
+def test_stop_cancels_the_query_of_a_worker(readers: ChunkReaders[str], opened: Opened, stop: threading.Event) -> None:
+    def read(connection: Any, _planned: Callable[[Any], object]) -> None:
+        stop.set()
+        assert cast(Wire, connection).cancelled.wait(PATIENCE)
+
+    readers.begin("a", read)
+    assert ended(readers)["a"].result() is None
