@@ -122,7 +122,7 @@ endif
 types: $(STAMP)  ## compare values of every type in table and topic, on PostgreSQL VERSION
 	$(BIN)/python -m tests.compare_types $(if $(VERSION),--version $(VERSION))
 
-interop: $(FOREIGN)  ## let Kafka Connect, Flink, ClickHouse and kafkajs (ONLY one) read every type; WRITE=1 keeps their types
+interop: $(FOREIGN)  ## let Kafka Connect, Flink, ClickHouse and kafkajs (ONLY one) read every type; WRITE=1 stores their answers
 	$(BIN)/python -m tests.interop $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write)
 
 chaos: $(STAMP)  ## run the pipeline under load and faults, for MINUTES or ROUNDS, or ONLY=producer …; repeat a failure by SEED

@@ -1,4 +1,7 @@
-"""Two tables with every type, and their changes: inserts, updates, deletes, changed keys, changed columns."""
+"""Two tables with every type, and their changes: inserts, updates, deletes, changed keys, changed columns.
+
+Those with other keys are in `keyed`, and are created and changed along with them.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ import psycopg
 from psycopg import sql
 
 from schemas.column_types import ColumnType, column_type
+from tests.interop import keyed
 from tests.interop.columns import COLUMNS, TYPES
 
 LOGGED: Final = "logged"
 """The table with replica identity full: an update has the whole old row."""
 UPSERTED: Final = "upserted"
 """The table with the default replica identity, whose updates are published as reads (`upsert_tables`)."""
-TABLES: Final = (LOGGED, UPSERTED)
+WITH_EVERY_TYPE: Final = (LOGGED, UPSERTED)
+TABLES: Final = (*WITH_EVERY_TYPE, *(table.name for table in (*keyed.KEYED, keyed.UNFIT)), keyed.EMPTIED)
 
 STREAMED: Final = 1_000
 """Added to a row's id when it comes from the stream and not from the snapshot."""
@@ -40,12 +45,13 @@ _CHANGES: Final = (
 class Table:
     """What PostgreSQL has at the end.
 
-    `rows` is id → each column's text, as its output function prints it; `types` is column → OID and modifier of its
-    type.
+    `key` are the columns of the primary key; a row has each column's text, as its output function prints it; `types` is
+    column → OID and modifier of its type.
     """
 
     columns: Mapping[str, ColumnType]
-    rows: Mapping[int, Mapping[str, str | None]]
+    key: Sequence[str]
+    rows: Sequence[Mapping[str, str | None]]
     types: Mapping[str, tuple[int, int]]
 
 
@@ -53,18 +59,20 @@ def create(connection: psycopg.Connection[Any]) -> None:
     """Create the types and the tables, with the rows that a snapshot is to find."""
     connection.execute(TYPES.encode())
     listed = ", ".join(f"{column.name} {column.type}" for column in COLUMNS)
-    for table in TABLES:
+    for table in WITH_EVERY_TYPE:
         connection.execute(f"CREATE TABLE {table} (id bigint PRIMARY KEY, note text, dropped int, {listed})".encode())
         _insert(connection, table, 0)
     connection.execute(f"ALTER TABLE {LOGGED} REPLICA IDENTITY FULL".encode())
+    keyed.create(connection)
 
 
 def change(connection: psycopg.Connection[Any]) -> None:
     """Make every kind of change."""
-    for table in TABLES:
+    for table in WITH_EVERY_TYPE:
         _insert(connection, table, STREAMED)
         for statement in _CHANGES:
             connection.execute(sql.SQL(statement.replace("%", "%%")).format(sql.Identifier(table)), ())
+    keyed.change(connection)
 
 
 def _insert(connection: psycopg.Connection[Any], table: str, added: int) -> None:
@@ -88,7 +96,7 @@ def tables(connection: psycopg.Connection[Any]) -> dict[str, Table]:
     for name in TABLES:
         types = dict(_types(connection, name))
         columns = {column: column_type(*type_) for column, type_ in types.items()}
-        found[name] = Table(columns, _rows(connection, name, list(types)), types)
+        found[name] = Table(columns, _key(connection, name), rows_of(connection, name, list(types)), types)
     return found
 
 
@@ -102,11 +110,21 @@ def _types(connection: psycopg.Connection[Any], table: str) -> Iterator[tuple[st
         yield name, (oid, modifier)
 
 
-def _rows(connection: psycopg.Connection[Any], table: str, names: Sequence[str]) -> dict[int, dict[str, str | None]]:
+def _key(connection: psycopg.Connection[Any], table: str) -> list[str]:
+    found = connection.execute(
+        "SELECT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey)"
+        " WHERE indrelid = %s::regclass AND indisprimary ORDER BY attnum",
+        (f"public.{table}",),
+    )
+    return [name for (name,) in found]
+
+
+def rows_of(connection: psycopg.Connection[Any], table: str, names: Sequence[str]) -> list[dict[str, str | None]]:
+    """Return the rows of a table in the schema `public`, each column's text as its output function prints it."""
     # An array with a composite null and a composite of nulls are not null themselves.
     printed = sql.SQL(", ").join(
         sql.SQL("CASE WHEN num_nonnulls({0}) = 1 THEN format('%s', {0}) END").format(sql.Identifier(name))
         for name in names
     )
-    found = connection.execute(sql.SQL("SELECT id, {} FROM {}").format(printed, sql.Identifier("public", table)))
-    return {number: dict(zip(names, values, strict=True)) for number, *values in found}
+    found = connection.execute(sql.SQL("SELECT {} FROM {}").format(printed, sql.Identifier("public", table)))
+    return [dict(zip(names, values, strict=True)) for values in found]

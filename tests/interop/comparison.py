@@ -1,8 +1,8 @@
 """Compares the rows that a program ends with, typed, with those that PostgreSQL has.
 
-A program reports a value in one form per kind of type: an integer, a date as days and a time or timestamp as
-microseconds (since 1970 or midnight), a number with a point as text, every other as text. What it has no type for is
-null there, and may be among its exact values.
+A program reports a value as its users see it: a boolean, or a text or number. Its form of a column, such as days for a
+date, is the one in which most of its values are PostgreSQL's; a value in another form is different. What a type cannot
+represent is null there, and may be among the exact values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -23,6 +23,9 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FITS: Final = re.compile(r"\d{4}-[^B]*$").match
 """A date or timestamp of the years 1 to 9999."""
 
+Read = Mapping[str, Any]
+"""A row as a program has it: column → value."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -32,37 +35,73 @@ class Value:
     exact: str | None = None
 
 
-def value_of(column: ColumnType, text: str | None) -> Value:  # noqa: PLR0911  # one kind, one return
+@dataclass(frozen=True)
+class Form:
+    """What a program's value is, and how it is read; an empty name is PostgreSQL's own."""
+
+    name: str
+    read: Callable[[ColumnType, Any], object]
+
+
+def value_of(column: ColumnType, text: str | None) -> Value:
     """Return the value of a text that PostgreSQL prints with DateStyle ISO in the time zone UTC."""
     if text is None:
         return Value(None)
+    if column.kind is Kind.BOOLEAN:
+        return Value(text == "t")
+    unfit = {
+        Kind.DECIMAL: text == "NaN",
+        Kind.TIME: text == "24:00:00",
+        **dict.fromkeys((Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ), not _FITS(text)),
+    }
+    return Value(None, text) if unfit.get(column.kind) else Value(_own(column, text))
+
+
+def _own(column: ColumnType, read: Any) -> object:  # noqa: PLR0911  # one kind, one return
+    """Read PostgreSQL's own form: dates are days, times microseconds, timestamps microseconds since 1970."""
+    text = str(read)
     match column.kind:
         case Kind.BOOLEAN:
-            return Value(text == "t")
+            if not isinstance(read, bool):
+                raise ValueError(text)
+            return read
         case Kind.INT | Kind.LONG:
-            return Value(int(text))
+            return int(text)
         case Kind.FLOAT:
-            return Value(_single(float(text)))
+            return _number(_single(float(text)))
         case Kind.DOUBLE:
-            return Value(float(text))
+            return _number(float(text))
         case Kind.DECIMAL:
-            return Value(None, text) if text == "NaN" else Value(Decimal(text))
+            return Decimal(text)
         case Kind.DATE:
-            return Value((date.fromisoformat(text) - _EPOCH.date()).days) if _FITS(text) else Value(None, text)
+            return (date.fromisoformat(text) - _EPOCH.date()).days
         case Kind.TIME:
-            if text == "24:00:00":
-                return Value(None, text)
-            since = time.fromisoformat(text)
-            return Value(_micros(datetime.combine(_EPOCH, since, UTC) - _EPOCH))
+            return _micros(datetime.combine(_EPOCH, time.fromisoformat(text), UTC) - _EPOCH)
         case Kind.TIMESTAMP | Kind.TIMESTAMPTZ:
-            return Value(_micros(_instant(text) - _EPOCH)) if _FITS(text) else Value(None, text)
+            parsed = datetime.fromisoformat(text)
+            return _micros((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)) - _EPOCH)
         case _:
-            return Value(text)
+            return text
 
 
-def _instant(text: str) -> datetime:
-    parsed = datetime.fromisoformat(text)
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+def _integer(_: ColumnType, read: Any) -> object:
+    return int(str(read))
+
+
+_OWN: Final = Form("", _own)
+_MICROSECONDS: Final = Form("microseconds", _integer)
+_FORMS: Final[Mapping[Kind, tuple[Form, ...]]] = {
+    Kind.DATE: (_OWN, Form("days", _integer)),
+    Kind.TIME: (_OWN, _MICROSECONDS),
+    Kind.TIMESTAMP: (_OWN, _MICROSECONDS),
+    Kind.TIMESTAMPTZ: (_OWN, _MICROSECONDS),
+    Kind.DECIMAL: (_OWN, Form("unscaled", lambda column, read: Decimal(f"{int(str(read))}E-{column.scale}"))),
+}
+
+
+def _number(number: float) -> object:
+    """Return a number that equals no other: not even NaN or a zero of the other sign."""
+    return repr(number) if math.isnan(number) or number == 0 else number
 
 
 def _micros(distance: timedelta) -> int:
@@ -75,44 +114,78 @@ def _single(number: float) -> float:
     return rounded
 
 
-def same(column: ColumnType, read: Any, expected: object) -> bool:  # noqa: PLR0911  # as above
-    """Whether what a program read, as it reports it in JSON, is the value."""
-    if read is None or expected is None:
-        return read is None and expected is None
-    match expected:
-        case bool():
-            return read is expected
-        case int():
-            return not isinstance(read, bool) and str(read) == str(expected)
-        case float():
-            number = float(read)
-            if column.kind is Kind.FLOAT:
-                number = _single(number)
-            if math.isnan(expected):
-                return math.isnan(number)
-            return number == expected and math.copysign(1, number) == math.copysign(1, expected)
-        case Decimal():
-            return Decimal(read) == expected
-        case _:
-            return isinstance(read, str) and read == expected
+class NotInForm:
+    """Equals nothing."""
 
 
-def differences(table: Table, read: Mapping[str, Any], exact: Mapping[str, Any] | None) -> Iterator[str]:
+def typed(column: ColumnType, form: Form, read: Any) -> object:
+    """Return a program's value as `Value.typed` has it; an object that equals nothing if it is not in that form."""
+    if read is None:
+        return None
+    try:
+        return form.read(column, read)
+    except (ValueError, ArithmeticError):
+        return NotInForm()
+
+
+def forms(table: Table, read: Sequence[Read]) -> dict[str, Form]:
+    """Return the form of each column."""
+    found = {}
+    for name, column in table.columns.items():
+        values = {value_of(column, row[name]).typed for row in table.rows} - {None}
+        found[name] = max(
+            _FORMS.get(column.kind, (_OWN,)),
+            key=lambda form: sum(typed(column, form, row.get(name)) in values for row in read),
+        )
+    return found
+
+
+def differences(table: Table, read: Sequence[Read], exact: Sequence[Mapping[str, str]] | None) -> Iterator[str]:
     """Yield a line for each row or value that a program has otherwise than PostgreSQL.
 
-    `read` is id (as text) → column → value, `exact` id → column → text, or None for a program that does not look there.
+    `exact` has what each row of `read` has there (column → text), or is None for a program that does not look there.
+    Two rows of a program that has no exact values may have equal keys, if these have values without a type.
     """
-    rows = {str(number): row for number, row in table.rows.items()}
-    for number in sorted(rows.keys() - read.keys(), key=int):
-        yield f"row {number} is missing"
-    for number in sorted(read.keys() - rows.keys(), key=int):
-        yield f"row {number} is not in the table"
-    for number in sorted(rows.keys() & read.keys(), key=int):
-        for name, column in table.columns.items():
-            expected = value_of(column, rows[number][name])
-            if name not in read[number]:
-                yield f"row {number} lacks {name}"
-            elif not same(column, read[number][name], expected.typed):
-                yield f"row {number}, {name}: {str(read[number][name])[:60]!r}, not {str(expected.typed)[:60]!r}"
-            if exact is not None and (found := exact.get(number, {}).get(name)) != expected.exact:
-                yield f"row {number}, {name} in exact: {str(found)[:60]!r}, not {expected.exact!r}"
+    form = forms(table, read)
+    known = exact is not None
+    left = list(zip(read, exact or [{}] * len(read), strict=True))
+    for row in table.rows:
+        expected = {name: value_of(column, row[name]) for name, column in table.columns.items()}
+        shown = f"row {'/'.join(str(row[name]) for name in table.key)[:60]}"
+        same = [
+            pair
+            for pair in left
+            if all(
+                typed(table.columns[name], form[name], pair[0].get(name)) == expected[name].typed
+                and (not known or pair[1].get(name) == expected[name].exact)
+                for name in table.key
+            )
+        ]
+        if not same:
+            yield f"{shown} is missing"
+            continue
+        lines = {place: list(_of_row(table, form, expected, *pair, known=known)) for place, pair in enumerate(same)}
+        nearest = min(lines, key=lambda place: len(lines[place]))
+        left.remove(same[nearest])
+        yield from (f"{shown}{line}" for line in lines[nearest])
+    for surplus, _ in left:
+        yield f"row {'/'.join(str(surplus.get(name)) for name in table.key)[:60]} is not in the table"
+
+
+def _of_row(
+    table: Table,
+    form: Mapping[str, Form],
+    expected: Mapping[str, Value],
+    read: Read,
+    exact: Mapping[str, str],
+    *,
+    known: bool,
+) -> Iterator[str]:
+    for name, column in table.columns.items():
+        value = expected[name]
+        if name not in read:
+            yield f" lacks {name}"
+        elif typed(column, form[name], read[name]) != value.typed:
+            yield f", {name}: {str(read[name])[:60]!r}, not {str(value.typed)[:60]!r}"
+        if known and exact.get(name) != value.exact:
+            yield f", {name} in exact: {str(exact.get(name))[:60]!r}, not {value.exact!r}"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from infra.stack.brokers.jars import Jar, download_from_maven, ensure_jars, list
 from schemas.errors import HeadraceError
 
 HERE: Final = Path(__file__).parent
+CONSTRAINTS: Final = Path(__file__).parents[2] / "infra" / "constraints.txt"
 APICURIO: Final = "3.3.3"
 _APICURIO_SHA256: Final = "8bc6751c76d963734224b01d5e7f84ccb3cb61c87d3bd77c36c35f10a5cbed63"
 
@@ -47,6 +50,25 @@ def jars(name: str) -> Path:
 def pinned_jars(name: str) -> list[Jar]:
     """Return the entries of NAME_jars.txt."""
     return listed_jars((HERE / f"{name}_jars.txt").read_text(encoding="utf-8"))
+
+
+def jar_versions(name: str, artifacts: Mapping[str, str]) -> dict[str, str]:
+    """Return title → the version that NAME_jars.txt pins of an artifact; `artifacts` is title → artifact."""
+    pinned = {jar.artifact: jar.version for jar in pinned_jars(name)}
+    return {title: pinned[artifact].removesuffix(".Final") for title, artifact in artifacts.items()}
+
+
+def npm_versions(*packages: str) -> dict[str, str]:
+    """Return package → the version that package-lock.json pins."""
+    locked = json.loads((HERE / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    return {package: locked[f"node_modules/{package}"]["version"] for package in packages}
+
+
+def pypi_versions(packages: Mapping[str, str]) -> dict[str, str]:
+    """Return title → the version that constraints.txt pins of a package; `packages` is title → package."""
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
+    return {title: pinned[package] for title, package in packages.items()}
 
 
 def apicurio_home() -> Path:

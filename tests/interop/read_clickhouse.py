@@ -1,7 +1,7 @@
 """Reads records with ClickHouse's engine (chdb), format AvroConfluent, and writes the rows that remain.
 
 `python -m tests.interop.read_clickhouse REQUEST`. The types are those that ClickHouse takes from the latest schema by
-itself. The last record of a key, by offset, is its row; a table engine for Kafka has the offset in `_offset`.
+itself. A table engine for Kafka has a record's partition and place in `_partition` and `_offset`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import base64
 import json
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,76 +29,86 @@ def main() -> None:
     session.query(f"SET format_avro_schema_registry_url = '{request['registry']}'")
     for name, value in _SETTINGS.items():
         session.query(f"SET {name} = {value}")
-    types: dict[str, str] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    exact: dict[str, dict[str, Any]] = {}
+    types: dict[str, dict[str, str]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    exact: dict[str, list[dict[str, str]]] = {}
     for table in request["tables"]:
-        types.update(_types(session, table))
-        _load(session, table, types)
-        rows[table["name"]], exact[table["name"]] = _rows(session, table, types)
+        name = table["name"]
+        types[name] = _types(session, table)
+        _load(session, table, types[name])
+        found = _asked(session, _kept(table, types[name]))
+        exact[name] = [row.pop("exact") for row in found]
+        rows[name] = found
     Path(request["answer"]).write_text(json.dumps({"types": types, "rows": rows, "exact": exact}), encoding="utf-8")
 
 
 def _types(session: Session, table: Mapping[str, Any]) -> dict[str, str]:
     """Return the types that ClickHouse has for the columns of the latest record by itself."""
-    latest = _written(table, "latest", _values(table)[-1:])
+    # Ids grow: the newest schema has the columns of the table as it is.
+    newest = max((value for values in _partitions(table).values() for value in values), key=lambda value: value[1:5])
+    latest = _written(table, "latest", [newest])
     shown = ", ".join(f"toTypeName(after.{column['name']}) AS {column['name']}" for column in table["columns"])
     (found,) = _asked(session, f"SELECT {shown} FROM file('{latest}', 'AvroConfluent')")
     return {name: str(type_) for name, type_ in found.items()}
 
 
 def _load(session: Session, table: Mapping[str, Any], types: Mapping[str, str]) -> None:
-    """Read the records into a table, with their order.
+    """Read the records into a table, with their partition and their order in it.
 
     A column of the row is named by its path: records from before a change of columns lack some, or have others.
     """
-    columns = {"op": "String", "before.Row.id": types["id"], "exact.Exact.after": "Map(String, String)"}
+    columns = {"op": "String", "exact.Exact.before": "Map(String, String)", "exact.Exact.after": "Map(String, String)"}
+    columns |= {f"before.Row.{name}": types[name] for name in table["key"]}
     columns |= {f"after.Row.{column['name']}": types[column["name"]] for column in table["columns"]}
     structure = ", ".join(f"`{name}` {type_}" for name, type_ in columns.items())
-    file = _written(table, "values", _values(table))
-    session.query(
-        f"CREATE TABLE {table['name']} ENGINE = Memory AS SELECT *, rowNumberInAllBlocks() AS place"
-        f" FROM file('{file}', 'AvroConfluent', '{structure}')"
-    )
+    session.query(f"CREATE TABLE {table['name']} ({structure}, partition Int32, place UInt64) ENGINE = Memory")
+    for partition, values in _partitions(table).items():
+        file = _written(table, f"partition-{partition}", values)
+        session.query(
+            f"INSERT INTO {table['name']} SELECT *, {partition}, rowNumberInAllBlocks() + 1"
+            f" FROM file('{file}', 'AvroConfluent', '{structure}')"
+        )
 
 
-def _rows(
-    session: Session, table: Mapping[str, Any], types: Mapping[str, str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
-    """Return id → row, and id → exact values."""
+def _kept(table: Mapping[str, Any], types: Mapping[str, str]) -> str:
+    """Return the query of the rows that remain, and of their exact values.
+
+    The last record of a key, by its place, is its row; those before the last truncate of their partition are deleted.
+    """
     shown = ", ".join(f"{_shown(types, column['name'])} AS {column['name']}" for column in table["columns"])
-    found = _asked(
-        session,
-        f"SELECT {shown}, `exact.Exact.after` AS exact FROM (SELECT *, row_number() OVER (PARTITION BY"
-        f" coalesce(`after.Row.id`, `before.Row.id`) ORDER BY place DESC) AS back FROM {table['name']})"
-        " WHERE back = 1 AND op != 'd'",
+    key = ", ".join(_key(name) for name in table["key"])
+    return (
+        f"SELECT {shown}, `exact.Exact.after` AS exact FROM (SELECT *,"
+        f" row_number() OVER (PARTITION BY {key} ORDER BY place DESC) AS back,"
+        f" maxIf(place, op = 't') OVER (PARTITION BY partition) AS truncated FROM {table['name']})"
+        " WHERE back = 1 AND op != 'd' AND place > truncated"
     )
-    rows, exact = {}, {}
-    for row in found:
-        exact[str(row["id"])] = row.pop("exact")
-        rows[str(row["id"])] = {name: _reported(types[name], value) for name, value in row.items()}
-    return rows, exact
+
+
+def _key(name: str) -> str:
+    """Return the expression of a key's column: the row before has the key of a deleted one."""
+    sides = ("after", "before")
+    return f"coalesce({', '.join(_of_side(side, name) for side in sides)})"
+
+
+def _of_side(side: str, name: str) -> str:
+    return f"toString(`{side}.Row.{name}`), nullIf(`exact.Exact.{side}`['{name}'], '')"
 
 
 def _shown(types: Mapping[str, str], name: str) -> str:
-    """Return the expression of a column as a user would see it: a number with a point, and a date, as text."""
+    """Return the expression of a column as its users see it: a number with a point, and a date, as text."""
     value = f"`after.Row.{name}`"
     return f"toString({value})" if any(each in types[name] for each in ("Decimal", "Float", "Date")) else value
 
 
-def _reported(type_: str, value: Any) -> Any:
-    """Return what is shown in the form of `comparison`: dates as days and timestamps as microseconds."""
-    if value is None or "Date" not in type_:
-        return value
-    shown = datetime.fromisoformat(value).replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return shown.days if "Date32" in type_ else shown // timedelta(microseconds=1)
-
-
-def _values(table: Mapping[str, Any]) -> list[bytes]:
-    """Return the records' values, without tombstones."""
+def _partitions(table: Mapping[str, Any]) -> dict[int, list[bytes]]:
+    """Return the records' values in each partition, without tombstones."""
+    found: dict[int, list[bytes]] = {}
     with Path(table["records"]).open(encoding="utf-8") as lines:
-        found = [json.loads(line)[3] for line in lines]
-    return [base64.b64decode(value) for value in found if value is not None]
+        for partition, _, _, value in map(json.loads, lines):
+            if value is not None:
+                found.setdefault(partition, []).append(base64.b64decode(value))
+    return found
 
 
 def _written(table: Mapping[str, Any], name: str, values: list[bytes]) -> Path:

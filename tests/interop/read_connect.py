@@ -21,11 +21,9 @@ def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     jpype.startJVM(request["jvm"], *request["options"], classpath=request["classpath"], convertStrings=True)
     reader = Reader(request["registry"])
-    types: dict[str, str] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for table in request["tables"]:
-        rows[table["name"]] = reader.read(table, types)
-    Path(request["answer"]).write_text(json.dumps({"types": types, "rows": rows}), encoding="utf-8")
+    rows = {table["name"]: reader.read(table) for table in request["tables"]}
+    answer = {"types": reader.types, "keys": reader.keys, "rows": rows}
+    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
 class Reader:
@@ -44,24 +42,24 @@ class Reader:
         self._json = jpype.JClass("org.apache.kafka.connect.json.JsonConverter")()
         self._json.configure(_map({"schemas.enable": "true", "decimal.format": "NUMERIC"}), False)
         self._record = jpype.JClass("org.apache.kafka.connect.sink.SinkRecord")
+        self.types: dict[str, dict[str, str]] = {}
+        self.keys: dict[str, dict[str, str]] = {}
+        """Table → column → its type, in a row and in a key."""
 
-    def read(self, table: Mapping[str, Any], types: dict[str, str]) -> dict[str, Any]:
-        """Return id → row; adds the columns' types to `types`."""
-        rows: dict[str, Any] = {}
+    def read(self, table: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the rows; adds the columns' types."""
+        types, keys = self.types.setdefault(table["name"], {}), self.keys.setdefault(table["name"], {})
+        rows: dict[tuple[str, ...], dict[str, Any]] = {}
         for key, value in self._transformed(table):
-            number = str(key["payload"]["id"])
+            keys.update((field["field"], _type(field)) for field in key["schema"]["fields"])
+            place = tuple(str(key["payload"][name]) for name in table["key"])
             if value is None:
-                rows.pop(number, None)
+                rows.pop(place, None)
                 continue
-            fields = {field["field"]: field for field in value["schema"]["fields"]}
-            for name, field in fields.items():
-                types[name] = _type(field)
+            types.update((field["field"], _type(field)) for field in value["schema"]["fields"])
             payload = value["payload"]
-            rows[number] = {
-                column["name"]: _reported(payload.get(column["name"]), fields.get(column["name"]))
-                for column in table["columns"]
-            }
-        return rows
+            rows[place] = {column["name"]: _reported(payload.get(column["name"])) for column in table["columns"]}
+        return list(rows.values())
 
     def _transformed(self, table: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
         """Yield each record's key and value as a sink gets them, in JSON; None for a deleted row."""
@@ -92,10 +90,8 @@ def _type(field: Mapping[str, Any]) -> str:
     return " ".join(part for part in (field["type"].upper(), name, f"scale {scale}" if scale else "") if part)
 
 
-def _reported(value: Any, field: Mapping[str, Any] | None) -> Any:
-    if value is None or field is None or isinstance(value, bool | str):
-        return value
-    return str(value)
+def _reported(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def _map(values: Mapping[str, str]) -> Any:

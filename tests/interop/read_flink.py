@@ -36,31 +36,33 @@ def main() -> None:
     environment = jpype.JClass("org.apache.flink.table.api.TableEnvironment").create(settings)
     environment.getConfig().set("parallelism.default", "1")
     environment.getConfig().set("table.exec.source.cdc-events-duplicate", "true")
-    types: dict[str, str] = {}
+    types: dict[str, dict[str, str]] = {}
     rows = {table["name"]: _read(environment, request, table, types) for table in request["tables"]}
     Path(request["answer"]).write_text(json.dumps({"types": types, "rows": rows}), encoding="utf-8")
 
 
 def _read(
-    environment: Any, request: Mapping[str, Any], table: Mapping[str, Any], types: dict[str, str]
-) -> dict[str, dict[str, Any]]:
+    environment: Any, request: Mapping[str, Any], table: Mapping[str, Any], types: dict[str, dict[str, str]]
+) -> list[dict[str, Any]]:
     environment.executeSql(_declared(request, table))
     result = environment.executeSql(f"SELECT * FROM {table['name']}")
     schema = result.getResolvedSchema()
     names = [str(name) for name in schema.getColumnNames()]
-    types.update(zip(names, map(str, schema.getColumnDataTypes()), strict=True))
-    rows: dict[str, dict[str, Any]] = {}
+    shown = [str(type_).removesuffix(" NOT NULL") for type_ in schema.getColumnDataTypes()]
+    types[table["name"]] = dict(zip(names, shown, strict=True))
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     changes = result.collect()
     while changes.hasNext():
         change = changes.next()
         row = {name: _reported(change.getField(place)) for place, name in enumerate(names)}
+        key = tuple(row[name] for name in table["key"])
         match str(change.getKind().shortString()):
             case "+I" | "+U":
-                rows[str(row["id"])] = row
+                rows[key] = row
             case _:
-                rows.pop(str(row["id"]), None)
+                rows.pop(key, None)
     changes.close()
-    return rows
+    return list(rows.values())
 
 
 def _declared(request: Mapping[str, Any], table: Mapping[str, Any]) -> str:
@@ -77,7 +79,8 @@ def _declared(request: Mapping[str, Any], table: Mapping[str, Any]) -> str:
         "debezium-avro-confluent.url": request["registry"],
     }
     listed = ", ".join(f"'{name}' = '{value}'" for name, value in options.items())
-    return f"CREATE TABLE {table['name']} ({', '.join(columns)}, PRIMARY KEY (id) NOT ENFORCED) WITH ({listed})"
+    columns.append(f"PRIMARY KEY ({', '.join(table['key'])}) NOT ENFORCED")
+    return f"CREATE TABLE {table['name']} ({', '.join(columns)}) WITH ({listed})"
 
 
 def _type(column: Mapping[str, Any]) -> str:
@@ -87,13 +90,11 @@ def _type(column: Mapping[str, Any]) -> str:
 
 
 def _reported(value: Any) -> Any:
-    """Return a Java object as JSON has it: a date as its days, every number as text."""
+    """Return a Java object as its users see it: every number, and a date, as text."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, jpype.JClass("java.lang.Boolean")):
         return bool(value)
-    if isinstance(value, jpype.JClass("java.time.LocalDate")):
-        return str(value.toEpochDay())
     if isinstance(value, jpype.JClass("java.math.BigDecimal")):
         return str(value.toPlainString())
     return str(value.toString())

@@ -1,6 +1,6 @@
 // Reads topics to their ends with kafkajs and @kafkajs/confluent-schema-registry, and writes the rows that remain.
 //
-// Its argument is a file with the request; see tests/interop/clients.py for request and answer.
+// Its argument is a file with the request; see tests/interop/reading.py for request and answer.
 'use strict'
 
 const fs = require('fs')
@@ -33,45 +33,51 @@ const long = avro.types.LongType.__with({
 const typeHook = (schema) => ((schema.type || schema) === 'long' ? long : undefined)
 
 const types = {}
+const keys = {}
 const rows = {}
 const exact = {}
 
-function reported(column, value) {
+// Returns a value as its users see it, a decimal as its unscaled number; adds its type to `types`.
+function reported(types, name, value) {
   if (value === null) return null
   const type = Buffer.isBuffer(value) ? 'Buffer' : typeof value
-  types[column.name] = types[column.name] || type
-  if (types[column.name] !== type) throw new Error(`${column.name} is ${type} and ${types[column.name]}`)
-  if (type === 'Buffer') return decimal(value, column.scale)
+  types[name] = types[name] || type
+  if (types[name] !== type) throw new Error(`${name} is ${type} and ${types[name]}`)
+  if (type === 'Buffer') return unscaled(value)
   if (type === 'number' && Object.is(value, -0)) return '-0'
   return type === 'number' || type === 'bigint' ? String(value) : value
 }
 
-// The unscaled number, in two's complement and big-endian.
-function decimal(bytes, scale) {
-  const unscaled = bytes.length ? BigInt.asIntN(bytes.length * 8, BigInt(`0x${bytes.toString('hex')}`)) : 0n
-  const digits = (unscaled < 0n ? -unscaled : unscaled).toString().padStart(scale + 1, '0')
-  const text = scale ? `${digits.slice(0, -scale)}.${digits.slice(-scale)}` : digits
-  return unscaled < 0n ? `-${text}` : text
+// Big-endian, in two's complement.
+function unscaled(bytes) {
+  return String(bytes.length ? BigInt.asIntN(bytes.length * 8, BigInt(`0x${bytes.toString('hex')}`)) : 0n)
 }
 
-async function take(registry, table, message) {
-  const key = await registry.decode(message.key)
-  const id = String(key.id)
+// Applies a record to `kept`, key → partition, row and exact values.
+async function take(registry, table, kept, partition, message) {
   const event = message.value === null ? null : await registry.decode(message.value)
-  if (event === null || event.op === 'd') {
-    delete rows[table.name][id]
-    delete exact[table.name][id]
+  if (event !== null && event.op === 't') {
+    // A truncate is in each partition, after the partition's rows that it deleted.
+    for (const [id, each] of kept) if (each.partition === partition) kept.delete(id)
     return
   }
-  rows[table.name][id] = Object.fromEntries(
-    table.columns.map((column) => [column.name, column.name in event.after ? reported(column, event.after[column.name]) : null]),
-  )
-  exact[table.name][id] = event.exact === null ? {} : { ...event.exact.after }
+  const key = await registry.decode(message.key)
+  const id = JSON.stringify(table.key.map((name) => reported(keys[table.name], name, key[name])))
+  if (event === null || event.op === 'd') {
+    kept.delete(id)
+    return
+  }
+  const row = table.columns.map(({ name }) => [
+    name,
+    name in event.after ? reported(types[table.name], name, event.after[name]) : null,
+  ])
+  kept.set(id, { partition, row: Object.fromEntries(row), exact: event.exact === null ? {} : { ...event.exact.after } })
 }
 
 async function read(kafka, registry, table) {
-  rows[table.name] = {}
-  exact[table.name] = {}
+  types[table.name] = {}
+  keys[table.name] = {}
+  const kept = new Map()
   const left = new Map(Object.entries(table.last).map(([partition, offset]) => [Number(partition), BigInt(offset)]))
   const consumer = kafka.consumer({ groupId: `kafkajs-${table.topic}` })
   await consumer.connect()
@@ -81,7 +87,7 @@ async function read(kafka, registry, table) {
     consumer.run({
       eachMessage: async ({ partition, message }) => {
         try {
-          await take(registry, table, message)
+          await take(registry, table, kept, partition, message)
         } catch (error) {
           return reject(error)
         }
@@ -91,6 +97,8 @@ async function read(kafka, registry, table) {
     })
   })
   await consumer.disconnect()
+  rows[table.name] = [...kept.values()].map((each) => each.row)
+  exact[table.name] = [...kept.values()].map((each) => each.exact)
 }
 
 async function main() {
@@ -98,7 +106,7 @@ async function main() {
   const options = request.bigint ? { [SchemaType.AVRO]: { typeHook } } : undefined
   const registry = new SchemaRegistry({ host: request.registry }, options)
   for (const table of request.tables) await read(kafka, registry, table)
-  fs.writeFileSync(request.answer, JSON.stringify({ types, rows, exact }))
+  fs.writeFileSync(request.answer, JSON.stringify({ types, keys, rows, exact }))
 }
 
 main().then(

@@ -99,9 +99,8 @@ def publish(
     Schemas are in a topic, or in the registry at that address.
     """
     names = [f"public.{name}" for name in changes.TABLES]
-    settings = settings_for(
-        bootstrap_servers, prefix, dsn, *names, upsert_tables=[f"public.{changes.UPSERTED}"], complete_rows=True
-    )
+    upserted = [name for name in names if name != f"public.{changes.LOGGED}"]
+    settings = settings_for(bootstrap_servers, prefix, dsn, *names, upsert_tables=upserted, complete_rows=True)
     settings = settings.model_copy(update={"registry": RegistrySettings(url=registry)})
     with (
         psycopg.connect(dsn, autocommit=True) as application,
