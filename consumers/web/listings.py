@@ -62,7 +62,7 @@ class Listings(Generic[Found]):
             self._places.release()
 
     def forget(self, key: Hashable) -> None:
-        """Have the list read again for whoever asks from now on: what it shows was changed."""
+        """Have the list read again at the next request: what it shows was changed."""
         entry = self._entry(key)
         with self._lock:
             entry.changes += 1

@@ -31,5 +31,5 @@ class WebSettings(Section):
                 )
         texts = [token.get_secret_value() for token in value.values()]
         if len(set(texts)) < len(texts):
-            raise ValueError("two operators have the same token: the history could not tell them apart")
+            raise ValueError("two operators have the same token: the history would not show which of them acted")
         return value

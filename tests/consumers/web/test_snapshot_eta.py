@@ -1,4 +1,4 @@
-"""When a snapshot is done, by what was seen of it within the last minute."""
+"""Estimates when a snapshot is done, by what was seen of it within the last minute."""
 
 from __future__ import annotations
 

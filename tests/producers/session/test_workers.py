@@ -33,7 +33,7 @@ WORKERS = "FROM pg_stat_activity WHERE application_name = 'headrace produce main
 
 
 class Gate:
-    """Stands in for reading a chunk: chunks that were read wait until it is opened."""
+    """Replaces the reading of chunks: those that were read wait until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
