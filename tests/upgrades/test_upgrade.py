@@ -6,6 +6,7 @@ Everything happens in one run, which the tests inspect, because starting service
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -179,16 +180,16 @@ def test_upgrade_resets_each_row_once(upgraded: Upgraded) -> None:
 def test_older_services_end_with_an_error_when_the_first_newer_one_starts(upgraded: Upgraded) -> None:
     for name in ("old producer", "old consumer", "other old consumer"):
         assert upgraded.codes[name] == 3, upgraded.logs[name]
-        assert f"has format 2, written by headrace {PROGRAM}" in upgraded.logs[name]
+        assert re.search(rf"has format \d+, written by headrace {re.escape(PROGRAM)}", upgraded.logs[name])
         assert "Run the version of headrace that wrote it, or a later one" in upgraded.logs[name]
 
 
 def test_older_versions_state_was_upgraded(upgraded: Upgraded) -> None:
-    assert {record["format"] for record in upgraded.before} == {1}
-    assert {record["format"] for record in upgraded.after} == {2}
+    assert {record["format"] for record in upgraded.before} == {formats.POSITIONS.version}
+    assert {record["format"] for record in upgraded.after} == {formats.POSITIONS.version + 1}
     assert all("confirmed_lsn" in record or "chunks_done" in record for record in upgraded.before)
     assert all("flushed_lsn" in record or "chunks_copied" in record for record in upgraded.after)
-    assert format_of(upgraded.connection) == (2, PROGRAM)
+    assert format_of(upgraded.connection) == (formats.TABLES.version + 1, PROGRAM)
     assert upgraded.connection.execute("SELECT sum(read_up_to) > 0 FROM headrace.progress").fetchone() == (True,)
 
 
@@ -216,7 +217,7 @@ def test_older_version_refuses_what_the_newer_one_wrote(upgraded: Upgraded, argu
     assert "Traceback" not in output
     assert f"written by headrace {PROGRAM}" in " ".join(output.split()), output
     assert done.returncode == 3, output
-    assert format_of(upgraded.connection) == (2, PROGRAM)
+    assert format_of(upgraded.connection) == (formats.TABLES.version + 1, PROGRAM)
     assert stored(upgraded.settings) == before
 
 
@@ -260,5 +261,6 @@ def test_this_version_resumes_from_the_state_of_a_release(state: Path, stack: St
 
 
 def test_positions_of_the_newer_version_are_refused_when_they_are_read(upgraded: Upgraded) -> None:
-    with pytest.raises(formats.NewerFormat, match=r"record main.* of the positions topic has format 2, written by"):
+    newer = rf"record main.* of the positions topic has format {formats.POSITIONS.version + 1}, written by"
+    with pytest.raises(formats.NewerFormat, match=newer):
         read_sources(upgraded.settings)
