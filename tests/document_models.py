@@ -169,13 +169,6 @@ class Paused(Document):
     paused: bool
 
 
-class Paced(Document):
-    migration: str
-    database: str
-    max_rate: float | None
-    transaction_ms: int | None
-
-
 class Start(Document):
     topic: str
     partition: int

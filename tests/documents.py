@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from consumers.web.documents import Paced
 from tests import authoring_document_models as authoring
 from tests import document_models as models
 
@@ -25,7 +26,7 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "migrations": models.Migrations,
     "new backfill": authoring.Added,
     "new migration": authoring.Written,
-    "pace": models.Paced,
+    "pace": Paced,
     "pause": models.Paused,
     "replay": models.Replay,
     "report": models.Reported,
