@@ -60,13 +60,22 @@ class Crashes:
             spill_directory=self._spills,
         )
         self.source = Source(settings, connection)
-        self.config = write_settings(settings, directory / "headrace.toml")
+        self.config = directory / "headrace.toml"
+        self.starts_with(workers)
         self.kills = 0
         self._asked = Lsn(0)
 
     def work(self, seed: int, *, keys: int = 400, truncates: bool = False, large: int = 40) -> Workload:
         """Return random work on the table, to be entered."""
         return Workload(self._dsn, seed, keys=keys, truncates=truncates, large=large)
+
+    def starts_with(self, workers: int) -> None:
+        """Let producers that start from now on have so many workers."""
+        settings = self.source.settings
+        database = settings.database("main")
+        snapshot = database.snapshot.model_copy(update={"workers": workers})
+        changed = {"main": database.model_copy(update={"snapshot": snapshot})}
+        write_settings(settings.model_copy(update={"databases": changed}), self.config)
 
     def dies_at(self, arming: Arming) -> None:
         """Run a producer that kills itself at the point; wait for its end."""

@@ -128,6 +128,18 @@ def test_producer_with_workers_killed_at_random_moments(
     crashes.prove()
 
 
+def test_start_with_another_number_of_workers_continues(
+    bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path
+) -> None:
+    crashes = Crashes(database.connect, bootstrap_servers, prefix, database.dsn, tmp_path, workers=4)
+    with crashes.work(5):
+        for workers in (4, 1, 3, 2):
+            crashes.starts_with(workers)
+            crashes.dies_at(Arming("chunk added, not committed", 6))
+    crashes.settle()
+    crashes.prove()
+
+
 def test_producer_killed_at_every_point_of_large_transactions(crashes: Crashes) -> None:
     with crashes.work(2, large=25):
         for arming in LARGE_TRANSACTIONS:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from consumers.testing.waiting import PATIENCE, until
-from infra.settings.model import Settings
 from infra.state.snapshot_requests import SnapshotRequest, send_request
 from producers.session import copy_phase
 from producers.snapshot import reader
 from tests.producers.folding import states
-from tests.producers.processes import SCHEMA, Workload, producing, write_settings
+from tests.producers.processes import SCHEMA
 from tests.producers.session.test_loop import KEYS
 from tests.producers.sources import Source, running
 
@@ -200,43 +196,5 @@ def test_range_is_re_snapshotted_under_work_while_another_table_is_copied(
     source.require_equal("public.other")
 
 
-def test_start_with_another_number_of_workers_continues(new_source: NewSource, tmp_path: Path) -> None:
-    rows = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 1500) i"
-    source = new_source(f"{SCHEMA}; {rows}", "public.t", snapshot=SEVERAL)
-    config = tmp_path / "headrace.toml"
-
-    def chunks() -> int:
-        return sum(each.chunks_done for each in source.state().snapshots.values())
-
-    def beyond(before: int) -> bool:
-        return chunks() > before
-
-    with Workload(dsn_of(source), 5, keys=1500, truncates=False):
-        for workers, end in ((4, signal.SIGKILL), (1, signal.SIGTERM), (3, signal.SIGTERM), (2, signal.SIGKILL)):
-            assert not done(source), "too few rows"
-            before = chunks()
-            with producing(write_settings(with_workers(source.settings, workers), config)) as process:
-                until(partial(beyond, before), "a chunk")
-                process.send(end)
-                assert process.ended() == (0 if end is signal.SIGTERM else -end), process.log.read_text()
-        with producing(config) as process:
-            source.caught_up(process.check)
-    with producing(config) as process:
-        source.caught_up(process.check)
-    source.require_equal("public.t")
-
-
-def done(source: Source) -> bool:
-    snapshots = source.state().snapshots
-    return bool(snapshots) and all(each.done for each in snapshots.values())
-
-
 def dsn_of(source: Source) -> str:
     return source.settings.database("main").dsn.get_secret_value()
-
-
-def with_workers(settings: Settings, workers: int) -> Settings:
-    database = settings.database("main")
-    snapshot = database.snapshot.model_copy(update={"workers": workers})
-    changed = database.model_copy(update={"snapshot": snapshot})
-    return settings.model_copy(update={"databases": {"main": changed}})
