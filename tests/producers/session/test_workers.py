@@ -183,8 +183,10 @@ def test_range_is_re_snapshotted_under_work_while_another_table_is_copied(
     with running(source) as producer:
         producer.caught_up()
         gate = Gate(monkeypatch)
-        for table in ("public.t", "public.other"):
-            send_request(source.connection, SnapshotRequest(table=table, first=("20",), last=("90",)))
+        # In one transaction: while a chunk of the first is read, the stream with the second is not.
+        with source.connection.transaction():
+            for table in ("public.t", "public.other"):
+                send_request(source.connection, SnapshotRequest(table=table, first=("20",), last=("90",)))
         gate.waits_with(2)
         assert {table for table, *_ in gate.read} == {"public.t", "public.other"}
         source.connection.execute("UPDATE t SET n = n + 1 WHERE id < 50")
