@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,16 @@ def test_reading_needs_a_token_where_others_reach_it(guarded: Client) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/static/main.js", "/api/session", "/openapi.json", "/no/such", "/static/../x"])
 def test_every_response_has_the_headers(alone: Client, path: str) -> None:
-    headers = alone.get(path).headers
+    require_headers(alone.get(path).headers)
+
+
+def test_refusal_has_the_headers(alone: Client) -> None:
+    refused = alone.get("/", host="evil.example")
+    assert refused.status == 421
+    require_headers(refused.headers)
+
+
+def require_headers(headers: Mapping[str, str]) -> None:
     assert headers["content-security-policy"].startswith("default-src 'self';")
     assert "unsafe" not in headers["content-security-policy"]
     assert headers["x-frame-options"] == "DENY"
