@@ -119,7 +119,7 @@ class Session:
             return right or self._failed_service() is not None
 
         if command.looks and self._services:
-            until(is_as_shown, "the documented result", seen=lambda: said)
+            until(is_as_shown, "the documented result", _SECONDS, seen=lambda: said)
         else:
             assert is_as_shown(), said
         assert self._failed_service() is None, self._failed_service()
