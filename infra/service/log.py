@@ -38,13 +38,12 @@ class _Wanted:
 
     def __init__(self) -> None:
         self._wanted: tuple[bool, str] | None = None
+        self.has_debug = False
+        """Whether everything is to be logged; only where that was asked for."""
 
     def set(self, as_json: bool, level: str) -> None:
         self._wanted = as_json, level
-
-    @property
-    def leaves_out_debug(self) -> bool:
-        return self._wanted is not None and self._wanted[1] != "debug"
+        self.has_debug = level == "debug"
 
     def apply(self) -> None:
         if self._wanted is not None:
@@ -108,7 +107,7 @@ class Log:
     fields: Mapping[str, object]
 
     def debug(self, event: str, **fields: object) -> None:
-        if not _WANTED.leaves_out_debug:
+        if _WANTED.has_debug:
             self._to().debug(event, **fields)
 
     def info(self, event: str, **fields: object) -> None:
