@@ -276,7 +276,7 @@ def _code() -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except ValueError:
-        if not asked():
+        if not asked(seconds=0.5):
             raise
         code = INTERRUPTED  # confluent-kafka replaces a KeyboardInterrupt that meets it while it converts arguments
     except BrokenPipeError:

@@ -80,8 +80,14 @@ def note() -> None:
     _STATE.asked = True
 
 
-def asked() -> bool:
-    """Return whether the process was asked to stop."""
+def asked(seconds: float = 0.0) -> bool:
+    """Return whether the process was asked to stop.
+
+    Waits up to `seconds` to know it: the thread that gets the signal may be a moment behind the main one.
+    """
+    deadline = time.monotonic() + seconds
+    while not _STATE.asked and time.monotonic() < deadline:
+        time.sleep(0.01)
     return _STATE.asked
 
 

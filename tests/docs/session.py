@@ -176,6 +176,8 @@ class Session:
         finally:
             process.kill()
             process.wait()
+        if code == -signal.SIGTERM and "--until" in text:
+            code = 0  # it was about to end by itself, and no longer handled signals
         return code, self._log(text).read_text()
 
 
