@@ -19,6 +19,7 @@ import structlog
 from consumers.testing.waiting import until
 from infra.service import log
 from infra.stack import PostgresServer, Stack, container_stack, embedded_stack
+from infra.stack.postgresql.databases import DatabaseServer
 from tests.shells import Shell
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and every process of theirs would inherit that.
@@ -105,6 +106,22 @@ def new_database(postgres: PostgresServer, template: str | None = None) -> Itera
     try:
         with contextlib.ExitStack() as opened:
             yield Database(name, dsn, opened)
+    finally:
+        postgres.drop_database(name)
+
+
+@contextlib.contextmanager
+def encoded_database(postgres: DatabaseServer, encoding: str) -> Iterator[Database]:
+    """A fresh, empty database with an encoding, sorted by byte values; dropped after the `with`."""
+    name = f"test_{secrets.token_hex(4)}"
+    with postgres.connect() as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"
+            " LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'".encode()
+        )
+    try:
+        with contextlib.ExitStack() as opened:
+            yield Database(name, postgres.dsn(name), opened)
     finally:
         postgres.drop_database(name)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -15,10 +13,9 @@ from consumers.contract.decisions import DeadLetter, Decision, Skip
 from consumers.migrations.skip_resets import SkipResets
 from consumers.operations.pauses import set_paused
 from infra.settings.model import Settings
-from infra.stack.postgresql.databases import DatabaseServer
 from infra.state.history import Actor, read_history
 from schemas.events import ChangeEvent
-from tests.conftest import Database
+from tests.conftest import Database, encoded_database
 from tests.consumers.container_repositories import TOO_MANY_TAGS, Feed, fill
 
 pytestmark = pytest.mark.stack
@@ -44,18 +41,8 @@ def encoding(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def database(stack: object, encoding: str) -> Iterator[Database]:
     """A database of the encoding."""
-    postgres: DatabaseServer = stack.postgres  # type: ignore[attr-defined]
-    name = f"test_{secrets.token_hex(4)}"
-    with postgres.connect() as connection:
-        connection.execute(
-            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"
-            " LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'".encode()
-        )
-    try:
-        with ExitStack() as opened:
-            yield Database(name, postgres.dsn(name), opened)
-    finally:
-        postgres.drop_database(name)
+    with encoded_database(stack.postgres, encoding) as made:  # type: ignore[attr-defined]
+        yield made
 
 
 def test_reasons_that_the_database_lacks_characters_for_are_recorded(

@@ -96,11 +96,7 @@ ROWS_BY_KEY = (
 
 
 def test_producer_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) -> None:
-    with crashes.work(1):
-        for arming in FIRST_SNAPSHOT:
-            crashes.dies_at(arming)
-    crashes.settle()
-    assert crashes.prove() >= 3
+    require_survival(crashes, seed=1)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -108,7 +104,12 @@ def test_producer_with_workers_killed_at_every_point_of_a_first_snapshot(
     bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path, workers: int
 ) -> None:
     crashes = Crashes(database.connect, bootstrap_servers, prefix, database.dsn, tmp_path, workers=workers)
-    with crashes.work(workers):
+    require_survival(crashes, seed=workers)
+
+
+def require_survival(crashes: Crashes, seed: int) -> None:
+    """Kill the producer at every point of a first snapshot, under work of this seed."""
+    with crashes.work(seed):
         for arming in FIRST_SNAPSHOT:
             crashes.dies_at(arming)
     crashes.settle()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 import psycopg
@@ -12,11 +12,11 @@ import pytest
 
 from consumers.testing.waiting import until
 from infra.postgres.connect import connect
-from infra.stack.postgresql.databases import DatabaseServer
 from infra.state.positions import SnapshotState
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.resnapshot_request import ask
 from producers.source.tables import UnusableName, captured_tables
+from tests.conftest import encoded_database
 from tests.producers.sources import Source, running, settings_for
 
 pytestmark = pytest.mark.stack
@@ -29,27 +29,15 @@ Encoded = Callable[..., Source]
 @pytest.fixture
 def encoded(stack: object, bootstrap_servers: str, prefix: str) -> Iterator[Encoded]:
     """A function `(encoding, ddl, *tables, **more)` that makes a source in a database of that encoding."""
-    postgres: DatabaseServer = stack.postgres  # type: ignore[attr-defined]
-    name = f"test_{secrets.token_hex(4)}"
-    opened: list[psycopg.Connection] = []
+    with ExitStack() as made:
 
-    def make(encoding: str, ddl: str, *tables: str, **more: Any) -> Source:
-        with postgres.connect() as connection:
-            connection.execute(
-                f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'"
-                " LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'".encode()
-            )
-        dsn = postgres.dsn(name)
-        opened.append(psycopg.connect(dsn, autocommit=True, client_encoding="UTF8"))
-        opened[0].execute(ddl.encode())
-        return Source(settings_for(bootstrap_servers, prefix, dsn, *tables, **more), opened[0])
+        def make(encoding: str, ddl: str, *tables: str, **more: Any) -> Source:
+            dsn = made.enter_context(encoded_database(stack.postgres, encoding)).dsn  # type: ignore[attr-defined]
+            application = made.enter_context(closing(psycopg.connect(dsn, autocommit=True, client_encoding="UTF8")))
+            application.execute(ddl.encode())
+            return Source(settings_for(bootstrap_servers, prefix, dsn, *tables, **more), application)
 
-    try:
         yield make
-    finally:
-        for connection in opened:
-            connection.close()
-        postgres.drop_database(name)
 
 
 @pytest.mark.parametrize(
