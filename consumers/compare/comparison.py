@@ -87,6 +87,11 @@ def _refuse_unread(positions: Positions, database: str, table: str) -> None:
             f"no producer of {database} has snapshotted {table}",
             remedy=f"start it with `headrace produce {database}`",
         )
+    if snapshot.from_scratch:
+        raise HeadraceError(
+            f"{table} is to be re-snapshotted from scratch, which empties its topic first",
+            remedy=f"compare once the producer of {database} has done so and `headrace status` shows it done",
+        )
     if not snapshot.done:
         raise HeadraceError(
             f"the snapshot of {table} is not done: {snapshot.chunks_done} of {snapshot.chunks} chunks",

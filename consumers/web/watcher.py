@@ -99,15 +99,19 @@ class Watcher:
 
     def _run(self) -> None:
         while self._audience.wait():
-            started = self._clock()
-            self._try(self._look)
-            self._looked.set()
-            # Never sooner than a whole interval after the last reading began, so that its cost has a bound.
-            self._audience.pause(max(0.0, started + self._every - self._clock()))
-            if not self._audience.watches:
-                self._looked.clear()
-                self._try(self._rest)
+            # It rests whenever it stops reading: once it waits again, nothing else would close what it opened.
+            while self._audience.watches:
+                self._read()
+            self._looked.clear()
+            self._try(self._rest)
         self._try(self._rest)
+
+    def _read(self) -> None:
+        started = self._clock()
+        self._try(self._look)
+        self._looked.set()
+        # Never sooner than a whole interval after the last reading began, so that its cost has a bound.
+        self._audience.pause(max(0.0, started + self._every - self._clock()))
 
     def _try(self, step: Callable[[], None]) -> None:
         try:

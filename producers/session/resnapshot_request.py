@@ -82,7 +82,9 @@ def ask(settings: Settings, source: str, request: SnapshotRequest, actor: Actor 
             with connection.transaction():
                 record(connection)
                 # Before the commit: what Kafka does not accept is not recorded either.
-                _note(settings, SnapshotState(source=source, table=table.name, topic=table.topic, from_scratch=True))
+                record_for_next_start(
+                    settings, SnapshotState(source=source, table=table.name, topic=table.topic, from_scratch=True)
+                )
             return f"{table.name} is re-snapshotted when the producer of {source} starts"
         if not request.from_scratch:
             _require_readable(table.name, recorded)
@@ -139,7 +141,11 @@ def _require_keys(connection: psycopg.Connection[Any], table: CapturedTable, req
         ) from refused
 
 
-def _note(settings: Settings, state: SnapshotState) -> None:
+def record_for_next_start(settings: Settings, state: SnapshotState) -> None:
+    """Record the state of a table whose producer does not run, or would not get a request in the stream.
+
+    Raises BrokerUnavailable when Kafka does not accept it.
+    """
     with clients.translated(settings.kafka):
         client = clients.producer(settings.kafka)
         client.produce(

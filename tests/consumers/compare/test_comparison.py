@@ -21,6 +21,7 @@ from infra.postgres.control import ensure_control_schema
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.state.positions import read_sources
+from producers.session.resnapshot_request import record_for_next_start
 from producers.session.service import produce
 from schemas.codec.varints import encode_long
 from schemas.errors import HeadraceError, UsageError
@@ -180,6 +181,17 @@ def test_missing_extra_differing_and_unreadable_rows_are_reported_and_re_snapsho
         return (again.missing, again.differing, len(again.extra)) == ([], [], 1)
 
     until(repaired, "the rows are re-snapshotted")
+
+
+def test_table_whose_topic_is_about_to_be_emptied_is_not_compared(
+    settings: Settings, connection: Connection, producer: threading.Event, stopping: threading.Event
+) -> None:
+    state = read_sources(settings)["main"].snapshots[TABLE]
+    record_for_next_start(settings, state.model_copy(update={"from_scratch": True}))
+    with pytest.raises(
+        HeadraceError, match=r"is to be re-snapshotted from scratch.* compare once the producer of main"
+    ):
+        until(lambda: compare(settings, "main", TABLE, stopping) and None, "the request to be seen")
 
 
 class Killed(BaseException):

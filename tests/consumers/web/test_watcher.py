@@ -75,6 +75,24 @@ def test_nothing_is_read_before_someone_watches_and_after(audience: Audience, cl
     assert server.looks == looks
 
 
+def test_it_rests_whenever_the_last_request_expires() -> None:
+    """Also between its look at who watches and its wait for the next: it would keep its connection until then."""
+    clock = Clock()
+
+    class Expiring(Audience):
+        @property
+        def watches(self) -> bool:
+            watched = super().watches
+            clock.seconds += WATCHED_SECONDS * 0.4
+            return watched
+
+    server, audience = Server(), Expiring(clock)
+    watching(server, audience, clock)
+    audience.arrive()
+    until(lambda: server.rests == 1, "it rests")
+    audience.leave()
+
+
 def test_failure_is_named_until_a_reading_succeeds(audience: Audience, clock: Clock) -> None:
     server = Server()
     server.error = DatabaseUnavailable("PostgreSQL at h:1/d does not answer", remedy="start it")

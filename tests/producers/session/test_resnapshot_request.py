@@ -175,15 +175,15 @@ def test_request_from_scratch_that_kafka_did_not_confirm_is_not_recorded(
         producer.caught_up()
         source.connection.execute("ALTER TABLE t ALTER COLUMN n TYPE text; UPDATE t SET n = 'x'")
         until(lambda: bool(source.state().snapshots["public.t"].stopped), "the stop")
-    note = resnapshot_request._note
+    record = resnapshot_request.record_for_next_start
 
     def unconfirmed(settings: Settings, state: SnapshotState) -> None:
         if accepted:
-            note(settings, state)
+            record(settings, state)
         raise BrokerUnavailable("Kafka says nothing")
 
     with monkeypatch.context() as patched:
-        patched.setattr(resnapshot_request, "_note", unconfirmed)
+        patched.setattr(resnapshot_request, "record_for_next_start", unconfirmed)
         with pytest.raises(BrokerUnavailable):
             request(source, from_scratch=True)
     assert read_history(source.connection) == []
