@@ -43,7 +43,7 @@ FOREIGN := $(VENV)/.foreign
 
 LOWEST := .venv-lowest
 
-.PHONY: help demo test docs reference lowest coverage lint bench fuzz types interop chaos faults model audit clean
+.PHONY: help demo test proofs docs reference lowest coverage lint bench fuzz types interop chaos faults model audit clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extension/*.[ch])
@@ -72,8 +72,11 @@ help:  ## list the targets
 demo: $(STAMP)  ## run all migrations on real servers
 	$(BIN)/headrace demo $(if $(ROWS),--rows $(ROWS))
 
-test: $(STAMP)  ## run every test on real servers, or with SANITIZE=1 the codec's on a build with sanitizers
-	$(BIN)/python -m $(if $(SANITIZE),tests.schemas.codec.sanitized,pytest -n $(JOBS) --dist loadfile)
+test: $(STAMP)  ## run the tests on real servers, or with SANITIZE=1 the codec's on a build with sanitizers
+	$(BIN)/python -m $(if $(SANITIZE),tests.schemas.codec.sanitized,pytest -n $(JOBS) --dist loadfile -m "not long")
+
+proofs: $(STAMP)  ## run the long tests: kills at every point, switchovers, outages, every server version, models
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
 
 docs: $(STAMP)  ## make a site of the documents, which can be searched without a network, in build/site
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site

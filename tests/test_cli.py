@@ -155,6 +155,7 @@ def test_invalid_dsn_is_refused(
         assert f"PostgreSQL at {host}:{port}/{name} " in shell.run("consume", "skip_resets").error(code)
 
 
+@pytest.mark.long
 def test_a_broker_that_is_down(shell: Shell, database: Database, closed_port: int) -> None:
     with database.connect() as connection:
         connection.execute(TABLE)

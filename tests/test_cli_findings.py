@@ -45,6 +45,7 @@ def test_finding_of_check_is_followed_by_its_lines(
     assert found["shown"] == ["[a]", '"public.a" = "b"']
 
 
+@pytest.mark.long
 def test_check_and_produce_list_every_table_without_a_gitlab_schema_as_toml(
     shell: Shell, database: Database, bootstrap_servers: str
 ) -> None:

@@ -48,6 +48,7 @@ def lines(ended: Ended) -> list[str]:
     return [line for line in ended.err.splitlines() if not line.startswith("{")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", WAITING)
 def test_ctrl_c_ends_command_whose_server_accepts_and_says_nothing(
     shell: Shell, silent: socket.socket, words: str

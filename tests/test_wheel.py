@@ -123,6 +123,7 @@ def run(installed: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_every_file_of_the_packages_is_in_it(source: Path, wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         inside = {
@@ -175,6 +176,7 @@ def test_it_is_built_without_a_compiler(wheel_without_codec: Path, installed_wit
     assert Path(file).is_relative_to(installed_without_codec)
 
 
+@pytest.mark.long
 def test_type_checker_sees_the_public_names(installed: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
@@ -238,6 +240,7 @@ def command(installed: Path, repository: Path, *words: str) -> subprocess.Comple
     return run(installed, "headrace", *words, "--config", str(repository / "headrace.toml"))
 
 
+@pytest.mark.long
 def test_broken_files_of_ten_kinds_are_a_line_each_and_every_other_command_works(
     installed: Path, repository: Path
 ) -> None:
@@ -266,6 +269,7 @@ def test_broken_files_of_ten_kinds_are_a_line_each_and_every_other_command_works
         assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.long
 def test_migration_of_an_installed_package_is_found(installed: Path, repository: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
     (package / "acme").mkdir(parents=True)
@@ -287,6 +291,7 @@ def test_migration_of_an_installed_package_is_found(installed: Path, repository:
     assert found["broken"] == []
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_own_migration_is_tested_by_the_pytest_plugin(installed: Path, repository: Path) -> None:
     words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(repository), str(repository))
@@ -326,7 +331,7 @@ def test_installed_command_shows_its_help(installed: Path) -> None:
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("environment", ["installed", "installed_without_codec"])
+@pytest.mark.parametrize("environment", ["installed", pytest.param("installed_without_codec", marks=pytest.mark.long)])
 def test_demo_migrates_and_proves_it(environment: str, request: pytest.FixtureRequest) -> None:
     """All four migrations from source to target, with the compiled codec and with Python's."""
     place: Path = request.getfixturevalue(environment)

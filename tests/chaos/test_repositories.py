@@ -15,12 +15,14 @@ pytestmark = pytest.mark.stack
 _SOME = ("plain", "packed_refs", "head_is_a_symbolic_link", "lfs", "leftover_whole_but_stale", "it_lends_objects")
 
 
+@pytest.mark.long
 def test_last_copy_survives_while_consumers_are_killed(stack: Stack, tmp_path: Path) -> None:
     story = play(stack, tmp_path, 1, kinds=[KINDS[each] for each in _SOME], kills=6)
     assert story["kills"] >= 6
     assert story["pushes"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plant", ["late_pushes_are_not_carried_over", "deletions_are_not_carried_over"])
 def test_planted_fault_of_the_moves_is_found(stack: Stack, tmp_path: Path, plant: str) -> None:
     def rounds() -> None:

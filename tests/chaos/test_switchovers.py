@@ -19,6 +19,7 @@ def own() -> Iterator[EmbeddedStack]:
         yield stack
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [2, 3, 5])
 def test_switchovers_keep_one_owner_and_publish_every_write_once(own: EmbeddedStack, tmp_path: Path, seed: int) -> None:
     """The seeds cover a fresh slot, a synchronized slot, a second move from the same database, and a move back."""

@@ -20,6 +20,7 @@ from tests.reference.pages import FOLDER, PAGES
 
 GENERATED = {name_of(FOLDER / each) for each in PAGES}
 """Their commands are the examples of --help, with names of the reader's own; test_mentions.py parses them."""
+LONG = {"docs/how-to/writing-a-migration.md", "docs/tutorial/first-migration.md"}
 RUN = {each.page for each in every_block() if each.is_run} - GENERATED
 
 
@@ -35,7 +36,9 @@ def place(bootstrap_servers: str, prefix: str, database: Database) -> Iterator[P
         background.bring_down(base / "stack", remove_data=True)
 
 
-@pytest.mark.parametrize("page", sorted(RUN))
+@pytest.mark.parametrize(
+    "page", [pytest.param(each, marks=[pytest.mark.long] if each in LONG else []) for each in sorted(RUN)]
+)
 def test_commands_of_a_page_end_as_it_says(page: str, place: Place) -> None:
     with WORLDS[page](place) as world, Session(place.directory, world.environment) as session:
         for block in blocks(next(each for each in pages() if name_of(each) == page)):

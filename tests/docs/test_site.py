@@ -54,6 +54,7 @@ def index(site: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_every_page_is_in_the_site_and_its_search(site: Path, index: dict[str, Any]) -> None:
     pages = {str(each.relative_to(DOCS).with_suffix("")) for each in DOCS.rglob("*.md")}
     assert set(index["docnames"]) == pages
@@ -90,6 +91,7 @@ def visited(site: Path) -> Iterator[Any]:
         yield page
 
 
+@pytest.mark.long
 def test_search_works_from_files(visited: Any) -> None:
     visited.wait_for_selector("#search-results ul.search li a")
     found = visited.eval_on_selector_all("#search-results ul.search li a", "links => links.map(each => each.href)")

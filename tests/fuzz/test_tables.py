@@ -77,6 +77,7 @@ def test_missing_record_fails_the_round(world: World, monkeypatch: pytest.Monkey
 DROPPED = Act("drop the publication", ("DROP PUBLICATION headrace",))
 
 
+@pytest.mark.long
 @stack
 def test_remedy_of_a_refused_start_is_followed_only_if_an_act_justifies_it(world: World) -> None:
     with pytest.raises(Broken, match=r"no act on .* justifies .*: publication headrace of main no longer exists"):

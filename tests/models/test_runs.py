@@ -66,6 +66,7 @@ def test_complete_model_has_to_hold_and_be_reached_everywhere() -> None:
     assert judged(whole, cut_off) == ("NOT EXHAUSTIVE", False)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("spin") is None, reason="needs SPIN: apt-get install spin")
 @pytest.mark.parametrize(
     "run",

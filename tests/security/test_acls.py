@@ -199,6 +199,7 @@ TOO_MUCH = {
 }
 
 
+@pytest.mark.long
 def test_consumer_of_one_gitlab_schema_has_no_access_to_another(world: World) -> None:
     acls.apply(world.settings.kafka, world.granted())
     user = world.as_user(SHARED).kafka

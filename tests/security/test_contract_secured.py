@@ -38,6 +38,7 @@ def world(
         yield least_privileged(secured)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("promise", PROMISES)
 def test_migration_keeps_the_promise(world: World, promise: str) -> None:
     PROMISES[promise](world)

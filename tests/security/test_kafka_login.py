@@ -24,6 +24,7 @@ def refused(settings: KafkaSettings) -> str:
     return str(caught.value)
 
 
+@pytest.mark.long
 def test_scram_user_may_log_in_over_tls(secured_kafka: SecuredKafka) -> None:
     secured_kafka.add_users(["somebody"])
     clients.ensure_reachable(secured_kafka.scram("somebody"))

@@ -23,6 +23,7 @@ def dsn(secured_postgres: EmbeddedPostgres) -> str:
     return secured_postgres.dsn()
 
 
+@pytest.mark.long
 def test_server_and_client_with_valid_certificates_connect(dsn: str, authority: Authority) -> None:
     with connect(secured_dsn(dsn, ROLE, authority.client(ROLE), authority.certificate), name="test") as connection:
         row = connection.execute("SELECT ssl, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()

@@ -94,6 +94,7 @@ def hanging(connection: Connection) -> Iterator[None]:
         connection.execute("DROP TRIGGER hang ON headrace.history")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.action)
 def test_killed_command_leaves_neither_its_change_nor_its_record(
     command: Command, dead_letter: None, shell: Shell, settings: Settings, connection: Connection, database: Database

@@ -128,6 +128,7 @@ class Writer(threading.Thread):
         assert self.error is None, self.error
 
 
+@pytest.mark.long
 def test_expand_blocks_no_session_for_long_while_a_report_holds_the_table(
     run: Run,
     config: Path,

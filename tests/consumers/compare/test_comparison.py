@@ -153,6 +153,7 @@ def test_topic_without_faults_compares_equal_while_both_change(
     assert row == (at_rest.rows,)
 
 
+@pytest.mark.long
 def test_missing_extra_differing_and_unreadable_rows_are_reported_and_re_snapshotted(
     settings: Settings,
     connection: Connection,

@@ -73,6 +73,7 @@ def test_settlement_lost_in_failover_during_retry_is_retried_immediately(
     assert (ledger()["applied"], ledger()["dead_letters"], listed(command, config)) == (20, 0, [])
 
 
+@pytest.mark.long
 def test_retry_that_lost_its_session_stops_if_another_has_the_lock(
     command: Command,
     feed: Feed,
@@ -107,6 +108,7 @@ def test_retry_that_lost_its_session_stops_if_another_has_the_lock(
     assert sorted(written(connection)) == list(range(70, 90))
 
 
+@pytest.mark.long
 def test_dead_letter_with_invisible_transaction_stays(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings
 ) -> None:
@@ -133,6 +135,7 @@ def own() -> Iterator[EmbeddedPostgres]:
         yield running
 
 
+@pytest.mark.long
 def test_dead_letter_whose_retry_was_lost_in_failover_is_retried(
     command: Command, own: EmbeddedPostgres, bootstrap_servers: str, prefix: str, tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def killed(config: Path, point: str) -> None:
     assert process.returncode == -signal.SIGKILL, error
 
 
+@pytest.mark.long
 def test_retry_killed_twice_anywhere_applies_each_event_once(
     command: Command, feed: Feed, connection: Connection, config: Path, settings: Settings, ledger: Callable[..., Any]
 ) -> None:

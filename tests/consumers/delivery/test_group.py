@@ -155,6 +155,7 @@ def test_two_group_members_share_partitions_and_one_takes_over(join: Join, topic
     until(alone, "the first has both")
 
 
+@pytest.mark.long
 def test_partition_revoked_while_waiting_is_read_when_reassigned(
     join: Join, settings: Settings, topic: str, ledger: Ledger
 ) -> None:
@@ -233,6 +234,7 @@ def test_prefetched_partition_set_aside_arrives_neither_early_nor_twice(
     assert read(group, 1_000) == list(range(0, 2_000, 2))
 
 
+@pytest.mark.long
 def test_partition_set_aside_survives_rebalance_of_another_partition(
     join: Join, settings: Settings, topic: str, ledger: Ledger
 ) -> None:
@@ -286,6 +288,7 @@ def test_partitions_revoked_during_reposition_are_not_sought(join: Join, topic: 
     assert len(read(first, 5)) == 5
 
 
+@pytest.mark.long
 def test_partition_that_cannot_be_sought_is_logged_and_retried(
     join: Join,
     topic: str,

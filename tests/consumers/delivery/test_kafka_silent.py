@@ -67,6 +67,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("consumers.delivery.topic_identity._REQUEST_SECONDS", 1.0)
 
 
+@pytest.mark.long
 def test_idle_consumer_waits_for_kafka_and_continues(
     stack: Stack,
     feed: Feed,

@@ -206,6 +206,7 @@ def test_unconfirmed_records_are_read_again_once_confirmed(
     assert caught_up.aside == set()
 
 
+@pytest.mark.long
 def test_unavailable_broker_confirms_nothing_and_is_retried(
     stack: Stack, caught_up: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +222,7 @@ def test_unavailable_broker_confirms_nothing_and_is_retried(
 ROWS = dict.fromkeys(range(400), TOO_MANY_TAGS)
 
 
+@pytest.mark.long
 def test_frozen_consumer_with_recreated_topic_stops_and_restart_is_refused(
     feed: Feed,
     settings: Settings,

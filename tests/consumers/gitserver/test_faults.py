@@ -11,6 +11,7 @@ from tests.consumers.gitserver.kinds import KINDS
 pytestmark = pytest.mark.stack
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["copies_are_not_proven", "a_head_has_to_lead_to_a_file"])
 def test_planted_fault_shows_in_each_of_its_kinds(world: World, name: str) -> None:
     fault = FAULTS[name]

@@ -26,6 +26,7 @@ def end_sessions(world: World) -> None:
     )
 
 
+@pytest.mark.long
 def test_push_in_progress_keeps_old_copy_whose_consumer_was_killed(world: World) -> None:
     world.add([NAME])
     drive(world.settings, until=lambda: world.states()[NAME] == "passed")

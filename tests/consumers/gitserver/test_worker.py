@@ -63,6 +63,7 @@ def found_by_readers(world: World, name: str) -> Path:
     return next(place for node in homes(placement, name, reading) if (place := world.disks.place(node, name)).exists())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("point", "number"), POINTS, ids=[point.split(".")[-1] for point, _ in POINTS])
 def test_kill_at_any_step_neither_loses_nor_duplicates_a_repository(world: World, point: str, number: int) -> None:
     names = NAMES[:4]
@@ -202,6 +203,7 @@ def test_both_values_of_a_ref_changed_at_both_copies_are_kept(world: World) -> N
     assert "both copies were written to" in row[1]
 
 
+@pytest.mark.long
 def test_reversal_half_way_moves_all_repositories_back(world: World) -> None:
     names = NAMES[:8]
     world.add(names)
@@ -362,6 +364,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
+@pytest.mark.long
 def test_moves_obey_max_rate_after_a_restart(world: World, begun: list[float]) -> None:
     world.add(NAMES[:4])
     settings = world.with_options(max_rate=0.4)

@@ -19,6 +19,7 @@ def own() -> Iterator[EmbeddedStack]:
         yield stack
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("seed", "synchronized"), [(1, True), (2, False)])
 def test_switchover_under_load_changes_every_row_once_on_the_owner(
     own: EmbeddedStack, tmp_path: Path, seed: int, synchronized: bool

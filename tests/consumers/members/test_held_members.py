@@ -311,6 +311,7 @@ def test_each_indicator_has_a_load() -> None:
     assert LOADS.keys() == HEALTH.keys() == indicators().keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("indicator", LOADS)
 def test_consumer_is_throttled_in_group_and_resumes(world: World, indicator: str) -> None:
     until(world.well, "no consumer is throttled")

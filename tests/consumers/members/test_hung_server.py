@@ -52,6 +52,7 @@ def ended(process: Member) -> tuple[int, str]:
     return process.returncode, problems
 
 
+@pytest.mark.long
 def test_idle_consumer_exits_at_first_signal(
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -69,6 +70,7 @@ def test_idle_consumer_exits_at_first_signal(
     assert "Traceback" not in problems
 
 
+@pytest.mark.long
 def test_consumer_in_transaction_exits_at_first_signal_and_loses_nothing(
     feed: Feed,
     connection: psycopg.Connection[Any],

@@ -103,6 +103,7 @@ def test_idle_consumer_exits_once_gitlab_schema_was_given_away(
             running.result(PATIENCE)
 
 
+@pytest.mark.long
 def test_idle_consumer_exits_once_another_database_owns_the_schema_and_its_own_is_gone(
     idle: Callable[..., Idle], pool: ThreadPoolExecutor
 ) -> None:
@@ -115,6 +116,7 @@ def test_idle_consumer_exits_once_another_database_owns_the_schema_and_its_own_i
             running.result(PATIENCE)
 
 
+@pytest.mark.long
 def test_idle_consumer_waits_for_its_database_while_no_other_owns_the_schema(
     idle: Callable[..., Idle], pool: ThreadPoolExecutor
 ) -> None:

@@ -126,6 +126,7 @@ def test_once_split_the_new_worker_fetches_the_migrations_of_its_schema(moved: M
     assert target_database(settings, migrations(settings)["skip_resets"]) == "second"
 
 
+@pytest.mark.long
 def test_stale_records_outside_of_a_database_are_cleaned_up_in_a_follow_up(moved: Moved) -> None:
     listed = moved.world.command("cleanup", "first", "--json")
     assert [each["migration"] for each in json.loads(listed.stdout)["stale"]] == ["skip_resets"]

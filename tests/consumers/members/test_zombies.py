@@ -94,6 +94,7 @@ def test_consumer_frozen_with_a_batch_writes_nothing_when_it_wakes(
     assert "Traceback" not in "".join(logs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("released", [True, False], ids=["its statement ends meanwhile", "its statement times out"])
 def test_effects_happen_once_if_consumer_is_frozen_in_its_transaction(
     feed: Feed,

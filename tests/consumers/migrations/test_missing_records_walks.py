@@ -233,6 +233,7 @@ def test_unrecordable_names_become_dead_letters_and_block_the_flag(cluster: Clus
     assert flags(cluster.connection) == {"default": True}
 
 
+@pytest.mark.long
 def test_two_walks_and_two_consumers_record_every_missing_repository_once(stack: Stack, tmp_path: Path) -> None:
     # A killed consumer keeps its partitions for ten seconds: python -m tests.chaos.missing_records kills it.
     chaos.play(stack, tmp_path, 400, "new", lambda *_: None, end=Popen.terminate)

@@ -57,6 +57,7 @@ def test_model_applies_every_wanted_change_once_when_visible() -> None:
     explore(HISTORIES * TIMES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rule", "broken"),
     [

@@ -95,6 +95,7 @@ def registry() -> Iterator[RegistryServer]:
         yield server
 
 
+@pytest.mark.long
 def test_broken_files_are_listed_with_line_and_do_not_affect_others(author: Author) -> None:
     for name, (text, _) in BROKEN.items():
         author.write(name.lower(), text)
@@ -128,6 +129,7 @@ def test_broken_files_are_listed_with_line_and_do_not_affect_others(author: Auth
         assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.long
 def test_table_that_is_not_captured_blocks_configured_migration(author: Author) -> None:
     author.connection.execute("CREATE TABLE profiles (id bigint PRIMARY KEY, email text)")
     author.write("profiles", sound("profiles", tables='tables = ("public.profiles",)'))
@@ -184,6 +186,7 @@ def test_recorded_run_makes_problems_blocking(author: Author) -> None:
     assert "public.profiles, which is not captured" in one
 
 
+@pytest.mark.long
 def test_misspelt_section_or_variable_is_reported_with_suggestion(author: Author) -> None:
     author.write("lower_emails", sound("lower_emails"))
     author.settings(migrations={"lower_email": {"batch_size": 10}})
@@ -199,6 +202,7 @@ def test_misspelt_section_or_variable_is_reported_with_suggestion(author: Author
     assert "unknown key migrations.lower_emails.bach_size" in key
 
 
+@pytest.mark.long
 def test_unusable_schema_registry_is_a_finding(author: Author, registry: RegistryServer, closed_port: int) -> None:
     author.settings(registry={"url": registry.url})
     assert author.findings() == []
@@ -214,6 +218,7 @@ def test_unusable_schema_registry_is_a_finding(author: Author, registry: Registr
         assert "does not answer" in author.findings()[0]
 
 
+@pytest.mark.long
 def test_slow_count_without_suggested_index_is_shown_with_its_plan(author: Author) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(3) WHERE email <>")
     author.write("lower_emails", slow)
@@ -224,6 +229,7 @@ def test_slow_count_without_suggested_index_is_shown_with_its_plan(author: Autho
     assert author.findings() == []
 
 
+@pytest.mark.long
 def test_status_shows_estimate_when_count_is_slow(author: Author) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(30) WHERE email <>")
     author.write("lower_emails", slow)
@@ -250,6 +256,7 @@ def test_status_shows_other_migrations_when_one_cannot_be_counted(author: Author
     assert "migrations.none: none: remaining() returned None" in one
 
 
+@pytest.mark.long
 def test_verify_ignores_the_roles_statement_timeout(author: Author) -> None:
     slow = sound("lower_emails").replace("public.users WHERE email <>", "public.users, pg_sleep(7) WHERE email <>")
     author.write("lower_emails", slow)

@@ -30,6 +30,7 @@ def status(shell: Shell) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_running_consumer_obeys_the_command(
     feed: Feed, connection: psycopg.Connection[Any], members: Callable[..., Member], shell: Shell
@@ -56,6 +57,7 @@ def test_running_consumer_obeys_the_command(
     assert {one.actor for one in entries} == {operator().name}
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_value_that_is_not_given_stays(feed: Feed, catch_up: Callable[..., object], shell: Shell) -> None:
     catch_up()

@@ -201,6 +201,7 @@ def machines(bootstrap_servers: str, prefix: str, database: Database, tmp_path: 
     )
 
 
+@pytest.mark.long
 def test_services_are_paused_and_resumed_from_another_machine(
     machines: tuple[Machine, Machine],
     feed: Feed,

@@ -69,6 +69,7 @@ def test_replay_is_refused_while_consumers_are_running(
     assert connection.execute("SELECT max(run) FROM headrace.migrations").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_replay_from_lsn_starts_at_first_event_at_or_after_it(
     feed: Feed, connection: psycopg.Connection[Any], catch_up: Callable[..., Any], settings: Settings
 ) -> None:

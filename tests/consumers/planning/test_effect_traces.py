@@ -192,6 +192,7 @@ def test_consumer_sends_its_traces(
     until(lambda: applied() == 100, "all changes are in spans that were received")
 
 
+@pytest.mark.long
 def test_receiver_that_is_away_holds_nothing_up(closed_port: int) -> None:
     away = TracesSettings(sample=1.0, endpoint=f"http://127.0.0.1:{closed_port}/v1/traces")
     code = (

@@ -93,6 +93,7 @@ def test_facts_of_the_last_run_and_of_an_earlier_one(
     assert "sql: hot" in page
 
 
+@pytest.mark.long
 def test_report_needs_no_kafka_and_no_samples(
     settings: Settings,
     migration: SkipResets,
@@ -123,6 +124,7 @@ def test_migration_that_never_ran_has_no_report(
         gather_facts(settings, migration, "main")
 
 
+@pytest.mark.long
 def test_command_writes_the_file_and_names_it(two_runs: None, config: Path) -> None:
     shell = Shell(config.parent)
     ended = shell.run("report", "skip_resets", "--reason", "CHG-7 <b>")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,6 +57,7 @@ def test_each_partition_keeps_the_rule_of_one_order(moved: Mapping[int, int]) ->
         assert sent_on(by) & set(names) == rule_of_one(names, by.cursors[partition].upto)
 
 
+@pytest.mark.long
 @given(MOVED, MOVED)
 def test_name_depends_only_on_its_own_partitions_cursor(moved: Mapping[int, int], others: Mapping[int, int]) -> None:
     for partition, names in ORDERED.items():

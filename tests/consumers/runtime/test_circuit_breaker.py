@@ -75,6 +75,7 @@ def test_migration_fails_when_every_change_is_rejected_and_leaves_remaining_even
     assert len(read_dead_letters_topic(settings, "skip_resets")) == dead_letters
 
 
+@pytest.mark.long
 def test_services_of_failed_migration_wait_in_group_until_resume(
     feed: Feed,
     connection: psycopg.Connection[Any],

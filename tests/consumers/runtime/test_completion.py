@@ -313,6 +313,7 @@ def test_finalize_waits_for_producer_and_runs_until_complete(
     assert completed()
 
 
+@pytest.mark.long
 def test_finalize_reports_remaining_rows_after_a_second_count(
     feed: Feed,
     connection: psycopg.Connection[Any],

@@ -116,6 +116,7 @@ def test_restart_after_sigkill_applies_each_effect_once(
     assert (counts["applied"], counts["skipped"]) == (4_000, 8_000)
 
 
+@pytest.mark.long
 def test_two_consumers_share_partitions_and_apply_each_row_once(
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -141,6 +142,7 @@ def test_two_consumers_share_partitions_and_apply_each_row_once(
     assert sorted(written(connection)) == [key for key, row in rows.items() if row == TOO_MANY_TAGS]
 
 
+@pytest.mark.long
 def test_zombie_writes_nothing(
     feed: Feed,
     connection: psycopg.Connection[Any],
@@ -282,6 +284,7 @@ def test_recreated_topic_is_refused(
         catch_up()
 
 
+@pytest.mark.long
 def test_consumer_survives_restarts_of_database_and_broker(tmp_path: Path, prefix: str) -> None:
     with embedded_stack(fsync=False) as own:
         _restart_both(own, tmp_path, prefix)

@@ -81,6 +81,7 @@ def test_row_that_fails_alone_becomes_dead_letter_and_others_are_applied(
     assert list(retry(settings, migration, "main", [entry.name], threading.Event()).stays) == [entry.name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limit", ["statement_timeout", "transaction_timeout"])
 def test_row_that_times_out_alone_becomes_dead_letter(
     limit: str,

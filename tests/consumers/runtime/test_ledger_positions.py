@@ -111,6 +111,7 @@ def test_offsets_do_not_follow_what_the_flush_may_not_have_covered(meanwhile: Ca
     assert fakes.did == ["flush"]
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_offsets_in_kafka_are_not_ahead_of_a_ledger_that_lost_its_last_commits(
     bootstrap_servers: str, tmp_path: Path, prefix: str

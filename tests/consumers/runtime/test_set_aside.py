@@ -248,6 +248,7 @@ def test_transaction_ids_of_another_database_are_ignored(
         assert consumer.running.result().applied == 1
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_waiting_partition_reassigned_during_pause_is_read_from_the_ledger(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]
@@ -329,6 +330,7 @@ def test_lock_retries_back_off_until_partition_advances() -> None:
     assert not waiting.locked([A])
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_rebalance_during_database_wait_invalidates_records(
     settings: Settings, feed: Feed, connection: psycopg.Connection[Any], open_transaction: tuple[Any, int]

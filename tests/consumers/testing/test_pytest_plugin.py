@@ -30,6 +30,7 @@ def test_run_without_its_fixtures_loads_nothing_of_headrace(tmp_path: Path) -> N
     assert ended.returncode == 0, ended.stdout
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_unguarded_write_fails_the_promises_that_it_breaks_and_no_other(tmp_path: Path) -> None:
     texts = files(NEW)

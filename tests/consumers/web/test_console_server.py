@@ -30,6 +30,7 @@ def listening(process: subprocess.Popen[str]) -> Client:
     return Client(int(said["url"].rstrip("/").rpartition(":")[2]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_console_serves_while_its_servers_say_nothing_and_ends(
     shell: Shell, silent: socket.socket, number: signal.Signals

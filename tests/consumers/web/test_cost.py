@@ -42,6 +42,7 @@ def stream() -> StreamState:
     )
 
 
+@pytest.mark.long
 def test_ten_migrations_and_three_viewers_cost_two_statements_a_second(
     feed: Feed,
     connection: psycopg.Connection[Any],

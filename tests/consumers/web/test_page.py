@@ -181,6 +181,7 @@ def test_running_migration_is_followed_paused_resumed_and_paced(
     ]
 
 
+@pytest.mark.long
 def test_dead_letter_is_retried_and_another_discarded(
     busy: Settings,
     feed: Feed,
@@ -217,6 +218,7 @@ def test_dead_letter_is_retried_and_another_discarded(
     expect(dialog).to_be_hidden()
 
 
+@pytest.mark.long
 def test_refused_change_is_explained_in_its_dialog(
     busy: Settings, members: Callable[..., Member], serve: Callable[..., Client], visit: Callable[..., Visit]
 ) -> None:
@@ -233,6 +235,7 @@ def test_refused_change_is_explained_in_its_dialog(
     page.said = [each for each in page.said if "status of 409" not in each]
 
 
+@pytest.mark.long
 def test_page_works_by_keyboard_alone(
     busy: Settings, serve: Callable[..., Client], visit: Callable[..., Visit]
 ) -> None:
@@ -254,6 +257,7 @@ def test_page_works_by_keyboard_alone(
     assert page.page.evaluate(focused) == "Resume skip_resets", "the focus returns to the button"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_fits_a_phone_in_the_dark(
     busy: Settings,
@@ -348,6 +352,7 @@ def test_console_that_stops_is_noticed_and_followed_again(
     page.said = [each for each in page.said if "ERR_FAILED" not in each]
 
 
+@pytest.mark.long
 def test_throttled_snapshot_says_why_and_how_fast_it_may_be(
     bootstrap_servers: str, prefix: str, database: Database, serve: Callable[..., Client], visit: Callable[..., Visit]
 ) -> None:

@@ -40,6 +40,7 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         keeper.close()
 
 
+@pytest.mark.long
 def test_role_of_the_settings_may_do_what_services_do(
     postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def test_database_with_another_name_or_without_answer_is_left_out(
         source.connection.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
+@pytest.mark.long
 def test_status_and_check_show_it(source: Source, tmp_path: Path) -> None:
     copy_all(source)
     source.connection.execute(GIVE)

@@ -100,6 +100,7 @@ def kill_both(stack: EmbeddedStack) -> None:
     stack.postgres.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("down", [stop_both, kill_both])
 def test_data_and_ports_survive(own: EmbeddedStack, prefix: str, down: Down) -> None:
     before = own.endpoints
@@ -140,6 +141,7 @@ def test_close_leaves_nothing_and_may_be_called_twice() -> None:
     assert not any(process.find() for process in processes)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/sysvipc/shm").exists(), reason="only Linux lists its shared memory as a file")
 def test_a_killed_database_leaves_no_shared_memory() -> None:
     with embedded_stack() as running:

@@ -34,6 +34,7 @@ def descendants(pid: int) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.stack
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_of_an_owner_that_is(ending: signal.Signals) -> None:

@@ -27,6 +27,7 @@ def wait_until(
         until(lambda: connection.execute(query.encode()).fetchone() == expected, query, meanwhile=meanwhile)
 
 
+@pytest.mark.long
 def test_a_standby_takes_over_with_data_and_failover_slots() -> None:
     with embedded_stack() as stack:
         primary = stack.postgres
@@ -48,6 +49,7 @@ def test_a_standby_takes_over_with_data_and_failover_slots() -> None:
             assert connection.execute("SELECT count(*) FROM t").fetchone() == (3,)
 
 
+@pytest.mark.long
 def test_a_primary_continues_without_a_standby_that_was_promoted() -> None:
     with embedded_stack() as stack:
         standby = stack.standby("replica")

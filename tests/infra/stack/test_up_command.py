@@ -101,6 +101,7 @@ def test_up_and_down_are_idempotent_and_keep_data_and_ports(directory: Path) -> 
     assert not directory.exists()
 
 
+@pytest.mark.long
 def test_sample_is_created_once_and_the_written_settings_capture_it(directory: Path, tmp_path: Path) -> None:
     config, other = tmp_path / "headrace.toml", tmp_path / "other.toml"
     dsn = up(directory, "--sample", "--write-settings", "--config", str(config))["dsn"]
@@ -120,6 +121,7 @@ def test_sample_is_created_once_and_the_written_settings_capture_it(directory: P
     assert 'the sample\'s names: relation "namespaces" already exists; drop them, or leave out --sample' in err
 
 
+@pytest.mark.long
 def test_up_after_a_crash_cleans_up_and_starts_again(directory: Path) -> None:
     first = up(directory)
     os.kill(first["pids"]["kafka"], signal.SIGKILL)
@@ -128,6 +130,7 @@ def test_up_after_a_crash_cleans_up_and_starts_again(directory: Path) -> None:
     assert again["dsn"] == first["dsn"]
 
 
+@pytest.mark.long
 def test_a_stack_of_three_brokers_stays_one(directory: Path) -> None:
     refused = headrace("up", "--dir", directory, "--brokers", "2")
     assert refused[0] == 2

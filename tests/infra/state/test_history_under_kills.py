@@ -83,6 +83,7 @@ def test_killed_snapshot(source: Source, config: Path, shell: Shell, point: Poin
     assert (asked(connection), recorded(connection, OperatorAction.SNAPSHOT)) == (there + 1, there + 1)
 
 
+@pytest.mark.long
 @each_point
 def test_killed_repair(source: Source, config: Path, shell: Shell, point: Point) -> None:
     connection, there = source.connection, int(point is Point.COMMITTED)
@@ -158,6 +159,7 @@ def test_killed_cleanup(
     assert (rows(), recorded(main, OperatorAction.CLEANUP)) == ([0, 0], 1)
 
 
+@pytest.mark.long
 def test_killed_schema_release(
     database: Database, bootstrap_servers: str, prefix: str, tmp_path: Path, shell: Shell
 ) -> None:

@@ -83,6 +83,7 @@ def side(own: EmbeddedPostgres, prefix: str, tmp_path: Path) -> Iterator[Side]:
     own.drop_database(prefix)
 
 
+@pytest.mark.long
 def test_guard_is_reinstalled_and_removed(side: Side) -> None:
     names = ["public.ci_builds", "public.ci_builds_1"]
     for report in ({"installed": names, "already": []}, {"installed": [], "already": names}):

@@ -48,6 +48,7 @@ def source(brokers: EmbeddedKafka, prefix: str, database: Database) -> Source:
     return Source(settings_for(brokers.bootstrap_servers, prefix, database.dsn, "public.t", "public.u"), connection)
 
 
+@pytest.mark.long
 def test_producer_starts_after_a_broker_died_and_survives_its_coordinators(
     brokers: EmbeddedKafka, source: Source
 ) -> None:
@@ -100,6 +101,7 @@ def test_topics_created_on_three_brokers_are_durable(brokers: EmbeddedKafka, pre
     assert said(settings) == {}
 
 
+@pytest.mark.long
 def test_weak_existing_topics_are_reported_by_check_and_start(
     brokers: EmbeddedKafka, prefix: str, database: Database, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_producer_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) ->
     require_survival(crashes, seed=1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2, 4])
 def test_producer_with_workers_killed_at_every_point_of_a_first_snapshot(
     bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path, workers: int
@@ -116,6 +117,7 @@ def require_survival(crashes: Crashes, seed: int) -> None:
     assert crashes.prove() >= 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2, 4])
 def test_producer_with_workers_killed_at_random_moments(
     bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path, workers: int
@@ -129,6 +131,7 @@ def test_producer_with_workers_killed_at_random_moments(
     crashes.prove()
 
 
+@pytest.mark.long
 def test_start_with_another_number_of_workers_continues(
     bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path
 ) -> None:
@@ -141,6 +144,7 @@ def test_start_with_another_number_of_workers_continues(
     crashes.prove()
 
 
+@pytest.mark.long
 def test_producer_killed_at_every_point_of_large_transactions(crashes: Crashes) -> None:
     with crashes.work(2, large=25):
         for arming in LARGE_TRANSACTIONS:
@@ -149,6 +153,7 @@ def test_producer_killed_at_every_point_of_large_transactions(crashes: Crashes) 
     crashes.prove()
 
 
+@pytest.mark.long
 def test_producer_killed_at_every_point_of_a_re_snapshot(crashes: Crashes) -> None:
     crashes.settle()
     with crashes.work(3):
@@ -163,6 +168,7 @@ def test_producer_killed_at_every_point_of_a_re_snapshot(crashes: Crashes) -> No
     assert crashes.prove() >= 2
 
 
+@pytest.mark.long
 def test_truncate_before_the_first_chunk_is_not_counted_as_a_repeated_chunk(crashes: Crashes) -> None:
     # The stream reaches the truncate when much is copied: the truncate is older than the noted state of the table.
     crashes.dies_at(Arming("claimed, not reading"))
@@ -178,6 +184,7 @@ def test_no_named_point_is_left_out() -> None:
     assert {arming.point for arming in reached} == POINTS.keys()
 
 
+@pytest.mark.long
 def test_producer_killed_before_it_reads_an_incomplete_row(new_source: NewSource, config: Path, tmp_path: Path) -> None:
     large = "SELECT i, 0, (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 200) WHERE i > 0)"
     source = new_source(f"{SCHEMA}; INSERT INTO t {large} FROM generate_series(1, 20) i", "public.t")
@@ -214,6 +221,7 @@ def test_producer_killed_at_random_moments(crashes: Crashes, seed: int) -> None:
     crashes.prove()
 
 
+@pytest.mark.long
 def test_frozen_producer_ends_when_another_took_over(new_source: NewSource, config: Path) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot=MANY)
     write_settings(source.settings, config)
@@ -249,6 +257,7 @@ def test_second_producer_takes_over_from_an_idle_one(new_source: NewSource, conf
     source.require_equal("public.t")
 
 
+@pytest.mark.long
 def test_stop_signal_commits_everything_that_was_read(new_source: NewSource, config: Path) -> None:
     # With so many rows it is still running when it is stopped; otherwise all their chunks are full.
     rows = "INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 2100) i"
@@ -349,7 +358,10 @@ def unless_the_broker_forgot(process: Process, broker: EmbeddedStack) -> Iterato
         raise
 
 
-@pytest.mark.parametrize("broken", ["kafka", "postgres", "both", "postgres in order"])
+@pytest.mark.parametrize(
+    "broken",
+    ["postgres", *(pytest.param(each, marks=pytest.mark.long) for each in ("kafka", "both", "postgres in order"))],
+)
 def test_producer_survives_killed_servers(own: EmbeddedStack, own_source: Source, config: Path, broken: str) -> None:
     write_settings(own_source.settings, config)
     dsn = dsn_of(own_source)

@@ -53,6 +53,7 @@ def update(connection: psycopg.Connection, number: int) -> None:
     connection.execute("UPDATE t SET n = n + 1 WHERE id BETWEEN %s AND %s", (first, first + 199))
 
 
+@pytest.mark.long
 def test_idle_database_releases_wal_of_other_databases(
     new_source: NewSource, new_databases: Callable[..., Database]
 ) -> None:
@@ -73,6 +74,7 @@ def test_idle_database_releases_wal_of_other_databases(
         require_bound(runs())
 
 
+@pytest.mark.long
 def test_snapshot_under_writes_without_a_consumer_bounds_retained_wal(new_source: NewSource) -> None:
     source = new_source(TABLE, "public.t", snapshot=SNAPSHOT)
 

@@ -19,6 +19,7 @@ SCHEMA = "CREATE TABLE t (id int PRIMARY KEY, v text, w text); CREATE TABLE u (i
 VALUE = "repeat(md5('{}'), {} / 32)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [10_000_000, 100_000_000])
 def test_large_value_is_complete_in_snapshot_and_stream(new_source: NewSource, size: int) -> None:
     source = new_source(SCHEMA, "public.t", "public.u")

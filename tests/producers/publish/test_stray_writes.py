@@ -163,6 +163,7 @@ def test_each_write_after_the_change_of_owner_counts_once_also_after_a_restart(n
     assert strays(source) is None, "the table is captured no more"
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_repeatedly_killed_producer_counts_each_write_once(new_source: NewSource, tmp_path: Path) -> None:
     source = new_source(TWO, "public.t", "public.u", **BOTH)
@@ -210,6 +211,7 @@ def test_table_never_owned_by_source_is_watched_from_its_start(new_source: NewSo
     assert strays(source) == (1, 0, 0, 0)
 
 
+@pytest.mark.long
 @pytest.mark.stack
 @pytest.mark.parametrize(
     ("statements", "emptied"),
@@ -285,6 +287,7 @@ def test_reverted_move_completes_topic_of_producer_that_had_no_table_left(new_so
     source.require_equal("public.t")
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_reverted_move_completes_topic_whose_first_snapshot_was_not_done(new_source: NewSource) -> None:
     source = new_source(

@@ -235,6 +235,7 @@ def lost(source: Source) -> bool:
     return source.slot_state().lost
 
 
+@pytest.mark.long
 def test_slot_lost_by_wal_removal_is_reported(elsewhere: Source, tmp_path: Path) -> None:
     until(lambda: elsewhere.slot_state().active_pid is None, "the slot to be free")
     set_to(elsewhere.connection, "max_slot_wal_keep_size", "32MB")

@@ -34,6 +34,7 @@ def own(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> Iterat
         yield source
 
 
+@pytest.mark.long
 def test_check_reports_server_restored_from_a_copy_of_its_files(own: Source, server: EmbeddedPostgres) -> None:
     own.connection.close()
     server.stop()
@@ -56,6 +57,7 @@ def test_check_reports_server_restored_from_a_copy_of_its_files(own: Source, ser
         restart_from_scratch(own, finding)
 
 
+@pytest.mark.long
 def test_check_reports_failover_to_a_lagging_standby_and_back(own: Source, server: EmbeddedPostgres) -> None:
     standby = server.standby("behind")
     set_to(own.connection, "synchronized_standby_slots", "")
@@ -103,6 +105,7 @@ def test_check_reports_failover_before_the_slot_was_synchronized(own: Source, se
         standby.abandon()
 
 
+@pytest.mark.long
 def test_failover_with_the_slot_resumes_at_the_same_position(own: Source, server: EmbeddedPostgres) -> None:
     standby = server.standby("ready")
     try:

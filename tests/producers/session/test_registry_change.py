@@ -72,6 +72,7 @@ def ran(source: Source, config: Path, *words: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout + ended.stderr
 
 
+@pytest.mark.long
 def test_changed_registry_is_refused_until_the_source_is_started_over(
     new_source: NewSource, first: RegistryServer, second: RegistryServer, tmp_path: Path
 ) -> None:

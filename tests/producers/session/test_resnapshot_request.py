@@ -52,6 +52,7 @@ def test_running_producer_re_snapshots_a_range(new_source: NewSource) -> None:
     assert [ops(records, id=key) for key in (10, 11, 30, 31)] == [["r"], ["r", "r"], ["r", "r"], ["r"]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("key", ["id int PRIMARY KEY", "id numeric PRIMARY KEY"])
 def test_table_is_re_snapshotted_under_random_work(new_source: NewSource, key: str) -> None:
     source = new_source(

@@ -154,6 +154,7 @@ def test_request_keys_are_normalized_by_the_server(new_source: NewSource) -> Non
     assert require_keys(source.connection, table, SnapshotRequest(table="public.t")) == KeyRange()
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_request_that_cannot_be_done_is_refused_and_the_source_continues(new_source: NewSource, tmp_path: Path) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}; CREATE SCHEMA other; CREATE TABLE other.t (id int PRIMARY KEY)", "public.t")

@@ -102,6 +102,7 @@ def test_running_producer_is_not_affected(new_source: NewSource) -> None:
     assert states(source.require_equal("public.t")) == {"r": 2, "c": 1}
 
 
+@pytest.mark.long
 def test_start_over_by_the_command(new_source: NewSource, tmp_path: Path) -> None:
     source = new_source(TABLE, "public.t")
     copy_all(source)

@@ -107,6 +107,7 @@ VALUES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_last_record_of_every_key_is_the_row(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incomplete_rows, "READ_SECONDS", 0.3)
@@ -158,6 +159,7 @@ def test_only_rows_with_new_key_are_read_without_complete_rows(new_source: NewSo
     assert lacking(records) == {"{'id': 1}"}
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_a_change_of_many_keys_is_read_in_batches(new_source: NewSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incomplete_rows, "_MANY", 100)
@@ -206,6 +208,7 @@ def test_table_is_resnapshotted_when_too_many_keys_are_pending(
     assert sum(record.op == "r" for record in records) == 600
 
 
+@pytest.mark.long
 @pytest.mark.stack
 def test_row_is_read_by_key_during_first_snapshot(new_source: NewSource) -> None:
     """A first snapshot may take hours; rows that it has passed need not wait for its end."""

@@ -285,6 +285,7 @@ def test_dropped_table_is_reported(source: Source) -> None:
     assert source.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schema", ["public", "extensions"])
 @pytest.mark.parametrize("key", ["k", "k, n"])
 def test_chunks_of_key_with_custom_operators_are_complete_in_any_schema(

@@ -303,8 +303,16 @@ LEFT_OUT: list[tuple[ModuleType, str, object, type[SnapshotMachine]]] = [
 ]
 """Location of each rule, its removal, and the machine that needs it."""
 
+RARE = {
+    MergesWithWhatIsNotPassed, LosesKeysWhenKilled, ReadsRowsNextToChunks, ReadsRowsWithoutWaiting, SkipsGaps,
+}  # fmt: skip
+"""Those whose removal shows only after thousands of histories."""
 
-@pytest.mark.parametrize(("module", "name", "without", "machine"), LEFT_OUT)
+
+@pytest.mark.parametrize(
+    ("module", "name", "without", "machine"),
+    [pytest.param(*each, marks=[pytest.mark.long] if each[2] in RARE else []) for each in LEFT_OUT],
+)
 def test_every_rule_is_needed(
     module: ModuleType, name: str, without: object, machine: type[SnapshotMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,7 @@ def between_chunks(source: Source, case: Case) -> type[ChangesBetweenChunks]:
     return type("Changes", (ChangesBetweenChunks,), {"between": staticmethod(change), "changed": threading.Event()})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_a_change_that_is_followed_between_two_chunks(source: Source, name: str) -> None:
     case = FOLLOWED[name]
@@ -261,6 +262,7 @@ def test_a_change_that_stops_the_table_while_streaming(source: Source, name: str
     require_stopped_still(source, case)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_change_that_stops_the_table_between_two_chunks(source: Source, name: str) -> None:
     case = STOPPED[name]

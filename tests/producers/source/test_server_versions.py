@@ -33,6 +33,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
         yield started
 
 
+@pytest.mark.long
 def test_every_type_and_value_matches_documented_table(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str
 ) -> None:
@@ -45,6 +46,7 @@ def test_every_type_and_value_matches_documented_table(
     assert found.keys == len(keyed) > 2
 
 
+@pytest.mark.long
 def test_producer_resumes_after_kills_in_snapshot_and_stream(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str, tmp_path: Path
 ) -> None:
@@ -57,6 +59,7 @@ def test_producer_resumes_after_kills_in_snapshot_and_stream(
         crashes.prove()
 
 
+@pytest.mark.long
 def test_switchover_moves_stream_to_other_server(server: EmbeddedPostgres, bootstrap_servers: str, prefix: str) -> None:
     with paired(server, bootstrap_servers, prefix) as pair:
         synchronized = pair.first.connection.info.server_version >= FAILOVER_SLOTS_SINCE

@@ -238,6 +238,7 @@ def test_slot_is_created_here_when_other_session_fails(
     second.connection.close()
 
 
+@pytest.mark.long
 def test_producer_killed_during_slot_creation_starts_again(
     bootstrap_servers: str, prefix: str, server: DatabaseServer, looking: psycopg.Connection[Any], tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def through(source: Source, producer: Running, mend: Callable[[], None], words: 
     until(lambda: gather(source.settings)["sources"][0]["waits_for"] == [], "the status shows that it is over")
 
 
+@pytest.mark.long
 def test_stream_waits_during_outage_of_standby(
     own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres
 ) -> None:
@@ -126,6 +127,7 @@ def test_stream_waits_during_outage_of_standby(
         assert of_check(own) == []
 
 
+@pytest.mark.long
 def test_stream_waits_for_standby_that_does_not_confirm(
     own: Source, server: EmbeddedPostgres, standby: EmbeddedPostgres
 ) -> None:
@@ -148,6 +150,7 @@ def test_stream_waits_for_standby_that_does_not_confirm(
             os.kill(row[0], signal.SIGCONT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("listed", "words"),
     [
@@ -169,6 +172,7 @@ def test_listed_slot_that_is_not_a_standbys_is_reported(
         slots.drop(own.connection, "of_another")
 
 
+@pytest.mark.long
 def test_lost_standby_slot_is_reported(server: EmbeddedPostgres, own: Source) -> None:
     connection = own.connection
     connection.execute("SELECT pg_create_physical_replication_slot('unread', true)")

@@ -75,6 +75,7 @@ def require_captured(source: Source, table: str) -> None:
     assert ops(records, id=2) == ["r", "u", "u"]
 
 
+@pytest.mark.long
 def test_writes_continue_after_every_change_while_producer_runs(new_source: NewSource) -> None:
     source = new_source(
         TABLES + "".join(f"INSERT INTO {name} VALUES (1, 'a'), (2, 'b');" for name in NAMES),

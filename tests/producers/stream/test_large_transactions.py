@@ -116,6 +116,7 @@ class DiesInTheMiddle(Session):
             raise SystemExit("in the middle")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [1, 2])
 def test_interrupted_large_transaction_resumes_at_its_position(
     source: Source, monkeypatch: pytest.MonkeyPatch, times: int

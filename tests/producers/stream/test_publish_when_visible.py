@@ -152,6 +152,7 @@ def test_a_producer_stops_while_it_waits_and_the_next_publishes_all(new_source: 
     assert ops(source.require_equal("public.t"), id=1000) == ["c"]
 
 
+@pytest.mark.long
 @pytest.mark.stack
 @pytest.mark.usefixtures("standby_that_never_answers")
 def test_a_producer_killed_while_it_waits_loses_nothing(

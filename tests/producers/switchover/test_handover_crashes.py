@@ -253,6 +253,7 @@ def test_second_move_waits_only_for_the_last_owner(bootstrap_servers: str, prefi
         assert states(third.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
+@pytest.mark.long
 @on_the_oldest_too
 def test_schema_that_moves_back_resumes_without_a_re_snapshot(moves: Moves) -> None:
     copy_all(moves.first)
@@ -304,6 +305,7 @@ def test_schema_that_moves_back_ignores_positions_of_the_lost_server(
     assert states(moves.first.require_equal("public.t")) == {"r": 2, "c": 2}
 
 
+@pytest.mark.long
 def test_schema_that_moves_back_waits_for_the_other_producer(moves: Moves) -> None:
     copy_all(moves.first)
     moves.move(moves.first, moves.second)

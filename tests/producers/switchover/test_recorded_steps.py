@@ -55,6 +55,7 @@ def done(ends: Ends, step: str) -> bool:
             return database_name(ends.second) == "second"
 
 
+@pytest.mark.long
 def test_step_killed_at_any_point_is_done_and_recorded_or_neither(ends: Ends) -> None:
     for step in ("close", "claim", "release", "open"):
         for point in Point:
@@ -71,6 +72,7 @@ def test_step_killed_at_any_point_is_done_and_recorded_or_neither(ends: Ends) ->
     assert len({each.request for each in entries[1:4]}) == 1, "the command that claimed"
 
 
+@pytest.mark.long
 def test_promotion_and_slot_that_were_recorded_are_not_recorded_again(ends: Ends) -> None:
     kill(ends, Point.COMMITTED)
     for step in ("promote", "slot"):

@@ -42,6 +42,7 @@ def at(source: Source, dsn: str) -> Source:
     return Source(settings, psycopg.connect(dsn, autocommit=True), source.name)
 
 
+@pytest.mark.long
 def test_taken_over_slot_survives_the_next_failover(own: EmbeddedPostgres, pair: Pair) -> None:
     old = Running(pair.first)
     until(lambda: kept(pair.first, pair.standby), "the slot is on the standby")
@@ -103,6 +104,7 @@ def test_taken_over_slot_begins_at_the_old_slot_s_position(pair: Pair) -> None:
         slots.take_over(connection, f"{pair.name}_a", f"{pair.name}_b")
 
 
+@pytest.mark.long
 def test_schema_that_moves_back_to_a_copy_of_its_new_owner_resumes(own: EmbeddedPostgres, pair: Pair) -> None:
     """On servers of three timelines; the original `first` is gone."""
     old = Running(pair.first)

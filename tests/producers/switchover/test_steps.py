@@ -90,6 +90,7 @@ def test_switchover_runs_nothing_planted_in_public(ends: Ends) -> None:
     assert ends.second.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone() == (False,)
 
 
+@pytest.mark.long
 @on_the_oldest_too
 def test_switchover_is_taken_back_until_the_promotion_and_repeated_later(ends: Ends) -> None:
     for step in ("close", "replay"):
@@ -240,6 +241,7 @@ def test_transactions_of_other_schemas_are_not_waited_for(ends: Ends) -> None:
             assert owners(connection)["gitlab_main"] == Owner("second", 2)
 
 
+@pytest.mark.long
 def test_role_without_rights_is_refused(ends: Ends) -> None:
     ends.first.execute("GRANT USAGE ON SCHEMA headrace TO pg_monitor; SET ROLE pg_monitor")
     with pytest.raises(

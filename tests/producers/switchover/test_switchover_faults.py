@@ -49,6 +49,7 @@ def test_abort_of_a_schema_that_was_never_closed_changes_nothing(ends: Ends) -> 
     assert ends.open_on(MAIN) == ["first"]
 
 
+@pytest.mark.long
 @on_the_oldest_too
 @pytest.mark.parametrize("prepared", [False, True])
 def test_slot_under_creation_opens_nothing(ends: Ends, prepared: bool) -> None:
@@ -141,6 +142,7 @@ def test_old_primary_that_lost_the_close_in_a_failover_is_no_second_owner(prefix
             assert (now.name, name) != ("first", "second")
 
 
+@pytest.mark.long
 def test_sigterm_ends_slot_creation(ends: Ends) -> None:
     ends.run_to("replay", MAIN)
     ends.standby.promote()

@@ -169,6 +169,7 @@ def test_two_owners(ends: Ends, keeper: str) -> None:
     assert ends.open_on(CI) == [keeper]
 
 
+@pytest.mark.long
 def test_another_standby_is_disconnected(ends: Ends) -> None:
     with ends.other_standby("spare"):
         ends.stop_receiving("spare")
@@ -197,6 +198,7 @@ def test_synchronous_standby_that_does_not_answer(ends: Ends) -> None:
     assert ends.run(CI)
 
 
+@pytest.mark.long
 def test_synchronous_standby_that_is_the_promoted_copy(ends: Ends) -> None:
     with ends.setting("synchronous_standby_names", f"{ends.name}_anew"):
         ends.new_second()  # which has the same setting: it was copied
@@ -207,6 +209,7 @@ def test_synchronous_standby_that_is_the_promoted_copy(ends: Ends) -> None:
     assert ends.run(CI)
 
 
+@pytest.mark.long
 def test_slot_that_waits_for_a_prepared_transaction_names_it(ends: Ends) -> None:
     ends.first.execute("BEGIN; CREATE TABLE public.held (id int); PREPARE TRANSACTION 'held on first'")
     try:

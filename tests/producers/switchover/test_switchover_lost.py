@@ -62,6 +62,7 @@ def test_new_database_is_restored_from_a_standby_of_it(published: Ends) -> None:
         assert database_name(restored) == owners(restored)[MAIN].name == "second"
 
 
+@pytest.mark.long
 def test_new_database_is_lost_with_all_that_it_wrote(published: Ends) -> None:
     move_main(published)
     assert isinstance(Running(source(published, "first")).ended(), OwnershipMoved)
@@ -110,6 +111,7 @@ def test_schema_without_an_owner_is_claimed_by_its_producer(published: Ends) -> 
     assert published.open_on("gitlab_sec") == ["second"]
 
 
+@pytest.mark.long
 def test_old_database_is_lost_before_the_promotion(prefix: str, tmp_path: Path) -> None:
     with own_server() as server, Ends(server, prefix, tmp_path) as ends:
         spare = ends.standby_of("first", "spare")
@@ -125,6 +127,7 @@ def test_old_database_is_lost_before_the_promotion(prefix: str, tmp_path: Path) 
         assert (ends.owner_by("second", CI), ends.owner_by("second", MAIN)) == ("second", "first")
 
 
+@pytest.mark.long
 def test_old_database_is_lost_after_the_promotion(prefix: str, tmp_path: Path) -> None:
     with own_server() as server, Ends(server, prefix, tmp_path) as ends:
         ends.run_to("replay", CI, MAIN)
@@ -150,6 +153,7 @@ def test_old_database_is_lost_after_the_promotion(prefix: str, tmp_path: Path) -
         assert ends.states(CI) == ["named", "open"]
 
 
+@pytest.mark.long
 def test_old_database_failed_over_to_the_copy(prefix: str, tmp_path: Path) -> None:
     with own_server() as server, Ends(server, prefix, tmp_path) as ends:
         ends.run_to("replay", CI)

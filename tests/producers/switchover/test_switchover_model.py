@@ -35,6 +35,7 @@ def reachable() -> list[World]:
     return list(model.explore(Model(ends=[ends for ends in model.ENDS if ends[0] == "first"])))
 
 
+@pytest.mark.long
 def test_each_gitlab_schema_has_at_most_one_owner_with_its_current_rows() -> None:
     reachable = list(model.explore(Model(closes=2)))
     opened = {owner for world in reachable for each in BOTH for owner in owners_of(world, each)}
@@ -98,6 +99,7 @@ def test_no_rule_can_be_left_out(
 # -- a remedy from each ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_from_every_state_the_remedies_lead_to_one_owner_of_each(reachable: list[World]) -> None:
     for world in reachable:
         for named in NAMED:

@@ -58,6 +58,7 @@ def test_wrong_ends_after_the_opening_are_refused(ends: Ends) -> None:
     assert ends.owners_of(CI) == (Owner("first", 1), Owner("first", 1))
 
 
+@pytest.mark.long
 def test_schema_of_another_owner_is_moved_from_that_owner(ends: Ends) -> None:
     assert ends.run(CI)
     ends.forget_second()

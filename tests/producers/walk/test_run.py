@@ -247,6 +247,7 @@ def found_so_far(walks: Walks) -> SnapshotState:
     return read_sources(walks.settings)["default"].snapshots["gitaly-0"]
 
 
+@pytest.mark.long
 def test_killed_walk_has_no_end_and_the_next_restarts(walks: Walks, tmp_path: Path) -> None:
     walks.walk()
     with halting_node(walks) as halting:
@@ -270,6 +271,7 @@ def test_killed_walk_has_no_end_and_the_next_restarts(walks: Walks, tmp_path: Pa
     assert len(walks.folded(kind="repository", walk_id=3)) == BATCH + 5
 
 
+@pytest.mark.long
 def test_later_of_two_walks_takes_over(walks: Walks) -> None:
     ended: list[BaseException] = []
 
@@ -294,6 +296,7 @@ def test_later_of_two_walks_takes_over(walks: Walks) -> None:
     assert len(walks.folded(kind="repository", walk_id=2)) == BATCH + 5
 
 
+@pytest.mark.long
 def test_stopped_walk_has_no_end(walks: Walks) -> None:
     stop = threading.Event()
     ended: list[BaseException] = []

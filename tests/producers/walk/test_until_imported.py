@@ -136,6 +136,7 @@ def test_unreadable_storage_is_walked_once_it_is_readable(
         assert running.ended() is None
 
 
+@pytest.mark.long
 def test_one_of_several_processes_walks_and_another_takes_over(walks: Walks, praefect: psycopg.Connection) -> None:
     with service(walks) as first:
         until(lambda: last_walk(walks) == 1, "a walk")

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.stack
 NewSource = Callable[..., Source]
 
 
+@pytest.mark.long
 def test_rows_changed_without_events_are_resnapshotted(new_source: NewSource) -> None:
     cases = {**CHANGED, **KEPT}
     source = new_source(TYPES + ddl(cases), *(f"public.{name}" for name in cases), partitions=1)
@@ -163,6 +164,7 @@ def test_a_topic_is_emptied_where_keys_may_have_changed_without_events(new_sourc
     assert {record.op for record in source.records("public.a")} == {"r", "t", "c"}
 
 
+@pytest.mark.long
 def test_old_key_of_long_transaction_is_removed(new_source: NewSource) -> None:
     source = new_source(
         TYPES + "CREATE TABLE b (v mood PRIMARY KEY, id int); INSERT INTO b VALUES ('happy', 1)", "public.b"

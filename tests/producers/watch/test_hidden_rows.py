@@ -76,6 +76,7 @@ def require_published(source: Source, producer: Running, number: int) -> None:
     assert source.state().snapshots["public.t"].stopped is None
 
 
+@pytest.mark.long
 def test_temporarily_unreadable_rows_stop_no_table(source: Source) -> None:
     copy_all(source)
     for number, (problem, (hide, show)) in enumerate(HIDES.items(), 100):
@@ -106,6 +107,7 @@ class RevokedBehindTheFirstChunk(Session):
         return lsn
 
 
+@pytest.mark.long
 def test_snapshot_waits_while_rows_may_not_be_read_and_then_continues(source: Source) -> None:
     hidden = threading.Event()
     kind = type(

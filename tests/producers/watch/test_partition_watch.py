@@ -116,6 +116,7 @@ def require_right(source: Source, names: Mapping[str, str]) -> None:
     assert not wrong
 
 
+@pytest.mark.long
 def test_partitions_change_while_they_are_streamed(new_source: NewSource) -> None:
     source, names = cases(new_source, *CHANGES)
     with running(source) as it:
@@ -131,6 +132,7 @@ def test_partitions_change_while_they_are_streamed(new_source: NewSource) -> Non
     assert not [name for name, state in source.recorded().snapshots.items() if state.stopped]
 
 
+@pytest.mark.long
 def test_partitions_change_while_no_producer_runs(new_source: NewSource) -> None:
     source, names = cases(
         new_source, "attached", "dropped", "edited in between", "truncated and filled", "unlogged for a moment"

@@ -101,6 +101,7 @@ def test_topic_that_loses_records_is_reported_by_check_and_start(new_source: New
     assert "delete.retention.ms=86400000" in remedy
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stopped", [False, True])
 def test_table_whose_topic_got_partitions_is_stopped_until_resnapshot(new_source: NewSource, stopped: bool) -> None:
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", "public.u")

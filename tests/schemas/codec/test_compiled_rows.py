@@ -126,6 +126,7 @@ def test_more_than_a_block_of_lines() -> None:
         assert outcome(compiled.encode_copy_chunk, broken, b"") == outcome(python.encode_copy_chunk, broken, b"")
 
 
+@pytest.mark.long
 def test_rows_that_are_a_block_of_their_own() -> None:
     columns = (Column("id", 20), Column("t", 25))
     python, compiled = both(Sample(Relation(1, "public", "t", "f", columns, ()), ("id",), [], []))

@@ -130,6 +130,7 @@ def test_old_rows_are_what_fastavro_writes(compiled: bool, sample: Sample) -> No
     assert key == reference_key(encoder, sample, len(sample.texts) - 1)
 
 
+@pytest.mark.long
 @both_codecs
 @given(samples(rows=20), st.sampled_from([1, 60]))
 @settings(deadline=None)

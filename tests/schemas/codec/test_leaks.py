@@ -291,6 +291,7 @@ def growth(work: Callable[[], None], calls: int) -> tuple[int, int]:
         tracemalloc.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
 def test_calls_keep_no_memory_and_no_references(work: Callable[[ModuleType], None]) -> None:
     # A leak is of 32 bytes or more a call; Python's own caches grow a little meanwhile.

@@ -34,6 +34,7 @@ def make(kafka: EmbeddedKafka, topic: str) -> None:
     until(lambda: leader(kafka, topic) is not None, "the topic has a leader")
 
 
+@pytest.mark.long
 def test_topics_are_on_three_brokers_and_need_two(kafka: EmbeddedKafka, prefix: str) -> None:
     make(kafka, prefix)
     client = admin(kafka)
@@ -52,6 +53,7 @@ def test_a_start_of_what_runs_changes_nothing(kafka: EmbeddedKafka) -> None:
     assert (kafka.ports, [broker.process.identity for broker in kafka.brokers.values()]) == before
 
 
+@pytest.mark.long
 def test_the_others_take_over_from_one_that_is_frozen(kafka: EmbeddedKafka, prefix: str) -> None:
     make(kafka, prefix)
     frozen = leader(kafka, prefix)
@@ -67,6 +69,7 @@ def test_the_others_take_over_from_one_that_is_frozen(kafka: EmbeddedKafka, pref
     assert read(kafka.bootstrap_servers, prefix, 1) == [b"after"]
 
 
+@pytest.mark.long
 def test_all_are_stopped_and_one_alone_does_not_come_up_and_the_whole_does(
     kafka: EmbeddedKafka, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_ones_that_can_be_reached_are_used_in_place(open_directory: Path) -> Non
     assert not any(open_directory.iterdir())
 
 
+@pytest.mark.long
 @as_root
 def test_ones_in_a_closed_directory_are_copied(open_directory: Path, account: Account) -> None:
     closed = open_directory / "closed"
