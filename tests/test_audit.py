@@ -13,7 +13,7 @@ REPORT = {
             "metadata": {"name": "Typing_Extensions", "version": "4.16.0"},
             "download_info": {"archive_info": {"hashes": {"sha256": "aa"}}},
         },
-        {"metadata": {"name": "headrace", "version": "0.1.0"}, "download_info": {"dir_info": {"editable": True}}},
+        {"metadata": {"name": "headrace", "version": "0.2.0"}, "download_info": {"dir_info": {"editable": True}}},
     ]
 }
 

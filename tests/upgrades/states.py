@@ -1,15 +1,13 @@
 """The stored state of a headrace version as files: written by that version, loaded into fresh servers by later ones.
 
-`python -m tests.upgrades.states CONFIG DIRECTORY` writes the state of a settings file: `tables.sql` and `rows.json`
-(headrace's own tables), `topics.json` (positions, schemas, dead letters) and the settings without their dsn. A release
-writes its own into tests/upgrades/states/<version>, where test_upgrade.py finds it.
+The files are `tables.sql` and `rows.json` (headrace's own tables), `topics.json` (positions, schemas, dead letters) and
+the settings without their dsn. A release writes its own into tests/upgrades/states/<version> (tests.upgrades.release).
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -105,7 +103,3 @@ def _text(raw: Any) -> str | None:
 
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else text.encode("latin-1")
-
-
-if __name__ == "__main__":
-    save(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -249,6 +249,7 @@ def require_readable(state: Path, folder: Path, stack: Stack, program: str) -> N
         assert (shown["state"], shown["applied"]) == ("paused", sum(row["applied"] for row in rows))
         (source,) = json.loads(done.stdout)["sources"]
         assert source["name"] == "main"
+        assert shown["dead_letters"] == sum(row["dead_letters"] for row in rows)
 
 
 def test_next_version_resumes_from_state_saved_as_files(upgraded: Upgraded, stack: Stack, tmp_path: Path) -> None:
