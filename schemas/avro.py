@@ -139,6 +139,10 @@ def key_schema(relation: Relation, gitlab_schema: str, key: Sequence[str]) -> Sc
     }
 
 
+TRUNCATE_KEY: Final[Schema] = {"type": "record", "name": "TruncateKey", "namespace": "headrace", "fields": []}
+"""The schema of a truncate's key, which has no columns: a compacted topic requires a key, and readers its schema."""
+
+
 def type_name(avro: Any) -> str:
     """Return the name of a type without its logical type.
 

@@ -19,6 +19,7 @@ from infra.settings.model import KafkaSettings
 from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed, UsageError
 from schemas.positions import Lsn, Offset, format_lsn, parse_lsn
+from schemas.wire import HEADER_BYTES
 
 _TIMEOUT: Final = 30.0
 
@@ -100,15 +101,15 @@ def start_offsets(settings: KafkaSettings, names: Iterable[str], start: Start) -
 
 
 def first_key(settings: KafkaSettings, topic: str) -> bytes | None:
-    """Return the key of any record of the topic, None if it is empty."""
+    """Return the key of any row's record in the topic, None if there is none."""
     found = first_record(settings, topic)
     return None if found is None else found[0]
 
 
 def first_record(settings: KafkaSettings, topic: str) -> tuple[bytes, bytes | None] | None:
-    """Return key and value of any record of the topic, one with a value if a partition begins with one.
+    """Return key and value of any row's record in the topic, one with a value if a partition begins with one.
 
-    None if the topic is empty.
+    None if there is none: the topic is empty, or has only truncates.
     """
     found: tuple[bytes, bytes | None] | None = None
     with _reader(settings) as client:
@@ -118,7 +119,7 @@ def first_record(settings: KafkaSettings, topic: str) -> tuple[bytes, bytes | No
             while low < end and (record := _next(client, place, low, end)) is not None:
                 low = int(record.offset() or 0) + 1
                 key, value = record.key(), record.value()
-                if key is not None:
+                if key is not None and len(key) > HEADER_BYTES:
                     found = bytes(key), None if value is None else bytes(value)
                     if found[1] is not None:
                         return found

@@ -332,8 +332,7 @@ class Capture:
             if others:
                 continue
             prefix = self._prefix(Op.TRUNCATE, route)
-            key, value = route.encoder.truncate(prefix, self._ordinal, self._now_ms)
-            route.feed.empty(key, value)
+            route.feed.empty(route.encoder.truncate(prefix, self._ordinal, self._now_ms))
             self.published += 1
             if route.feed.judging:
                 route.feed.truncated(self.position.commit_lsn)

@@ -20,9 +20,10 @@ from producers.source.schema_changes import (
     renamed,
 )
 from producers.source.tables import CapturedTable
-from schemas.avro import key_schema, value_schema
+from schemas.avro import TRUNCATE_KEY, key_schema, value_schema
 from schemas.codec.encoder import Encoder
 from schemas.events import Origin, Relation
+from schemas.wire import wire_header
 
 
 def schemas_of(
@@ -93,6 +94,13 @@ class TableEncoders:
             self._follow(relation, now)
         self._streamed.update(column.name for column in relation.columns)
         return encoder
+
+    def truncate_key(self) -> bytes:
+        """Return the key of a truncate; registers its schema the first time, since most topics never have one."""
+        key_id = self._registry.register(f"{self._table.topic}-truncate-key", TRUNCATE_KEY)
+        if key_id not in self.registered:
+            self.registered = noted(self.registered, {key_id: TRUNCATE_KEY}, f"table {self._table.name}")
+        return wire_header(key_id)
 
     def _new(self, relation: Relation, now: TableNow | None) -> Encoder:
         table = self._table

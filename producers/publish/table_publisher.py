@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from infra.kafka.clients import RECORD_BYTES
 from infra.postgres.key_order import order_name
@@ -36,6 +36,7 @@ _REMEMBERED_BYTES: Final = 512 * 1024
 _SEEN_AGAIN: Final = 1_000_000
 """Unchanged partitions are recorded again after this many transactions; see has_partitions."""
 
+Made = TypeVar("Made")
 Record = dict[str, Any]
 """A record for confluent-kafka's produce_batch: `key`, `value`, optionally `partition`."""
 
@@ -160,14 +161,14 @@ class TableFeed:
         """Return the encoder for rows as the stream describes them now; see TableEncoders.stream_encoder."""
         return self._noting(lambda: self.encoders.stream_encoder(relation, now))
 
-    def _noting(self, made: Callable[[], Encoder]) -> Encoder:
+    def _noting(self, made: Callable[[], Made]) -> Made:
         before = self.encoders.columns, self.encoders.registered
-        encoder = made()
+        result = made()
         columns, registered = self.encoders.columns, self.encoders.registered
         if columns is not before[0] or registered is not before[1]:
             self.copy.note(columns=columns, registered=registered)
             self._changed = True
-        return encoder
+        return result
 
     def stop(self, reason: str) -> None:
         """Stop publishing the table: its topic lacks all later changes."""
@@ -311,13 +312,14 @@ class TableFeed:
         encoder = self.encoder_for(self.table.relation)
         now_ms = time.time_ns() // 1_000_000
         prefix = encoder.event_prefix(Op.TRUNCATE, lsn=position.commit_lsn, xid=None, ts_ms=now_ms, snapshot=True)
-        self.empty(*encoder.truncate(prefix, position.ordinal + 1, now_ms))
+        self.empty(encoder.truncate(prefix, position.ordinal + 1, now_ms))
         self.copy.from_scratch(not_before)
         self.copy.note(order=order_name(self.table.order))
         self._note()
 
-    def empty(self, key: bytes, value: bytes) -> None:
+    def empty(self, value: bytes) -> None:
         """Add a truncate record to every partition, since each has rows of the table."""
+        key = self._noting(self.encoders.truncate_key)
         self.waiting += [{"key": key, "value": value, "partition": number} for number in range(self.partitions)]
 
     def publishes(self, texts: tuple[bytes, ...], xid: int, commit_lsn: Lsn) -> bool:

@@ -18,7 +18,7 @@ from schemas.column_types import Schema
 from schemas.errors import Malformed
 from schemas.events import UNCHANGED, ChangeEvent, Op, Source
 from schemas.positions import Lsn, Position
-from schemas.wire import HEADER_BYTES, split_wire
+from schemas.wire import split_wire
 
 __all__ = ["Decoder", "Header", "HeaderReader", "KeyDecoder", "Project", "header", "projection", "split_wire"]
 
@@ -125,8 +125,5 @@ class KeyDecoder:
 
     def decode_key(self, key: bytes) -> dict[str, object]:
         """Return the key's columns by name; empty for a truncate's key."""
-        if len(key) == HEADER_BYTES:
-            split_wire(key)
-            return {}
         record = read_record(self._parsed, key)
         return {name: record[field] for field, name in self._columns.items()}

@@ -56,11 +56,11 @@ class Encoder:
         self.relation = relation
         self.value_schema: Schema = value_schema(relation, gitlab_schema)
         self.key_schema: Schema = key_schema(relation, gitlab_schema, key)
-        self.truncate_key: bytes = wire_header(key_schema_id)
+        self._key_header = wire_header(key_schema_id)
         program = formats.PROGRAM, origin.connector, origin.name, origin.database
         where = b"".join(map(_string, (*program, gitlab_schema, relation.schema, relation.table)))
         self._op_prefixes = {op: wire_header(value_schema_id) + _string(op) + where for op in Op}
-        rows = RowEncoder(relation, key, self.truncate_key)
+        rows = RowEncoder(relation, key, self._key_header)
         plan = self._plan(key, rows) if compiled else None
         self._copy = rows.copy if plan is None else plan.encode_copy
         self.key, self.change, self.update, self.delete = (
@@ -76,7 +76,7 @@ class Encoder:
             [type_of(column) for column in self.relation.columns],
             [names.index(name) for name in key],
             [names.index(name) for name in lacking],
-            header=self.truncate_key,
+            header=self._key_header,
             lacking_names=encode_names(lacking),
             names=[_string(name) for name in names],
             python=implementation.Fallbacks(rows.copy, rows.key, rows.change, rows.update, rows.delete),
@@ -122,11 +122,9 @@ class Encoder:
     delete: Callable[[bytes, int, int, Tuple], Record]
     """delete(prefix, ordinal, ts_ms, old) → the record of a delete; its tombstone is the key and None."""
 
-    def truncate(self, prefix: bytes, ordinal: int, ts_ms: int) -> Record:
-        """Return the record of a truncate: no rows, and a key without columns, since a compacted topic requires a
-        key."""
-        value = b"".join((prefix, encode_long(ordinal), encode_long(ts_ms), b"\x00\x00\x00\x00"))
-        return self.truncate_key, value
+    def truncate(self, prefix: bytes, ordinal: int, ts_ms: int) -> bytes:
+        """Return the value of a truncate, without rows; its key is of `schemas.avro.TRUNCATE_KEY`."""
+        return b"".join((prefix, encode_long(ordinal), encode_long(ts_ms), b"\x00\x00\x00\x00"))
 
     def encode_copy_chunk(self, data: bytes, value_prefix: bytes) -> tuple[list[bytes], list[bytes]]:
         """Return the keys and the values of whole lines of COPY's text format, in order.

@@ -16,11 +16,12 @@ from consumers.testing.settling import until_shown
 from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
-from schemas.avro import key_schema, value_schema
+from schemas.avro import TRUNCATE_KEY, key_schema, value_schema
 from schemas.codec.encoder import Encoder
 from schemas.events import Column, Op, Origin, Relation, Unchanged
 from schemas.positions import Lsn
 from schemas.topics import table_topic
+from schemas.wire import wire_header
 
 _INT2, _INT4, _INT8, _TEXT, _TIMESTAMPTZ = 21, 23, 20, 25, 1184
 
@@ -165,7 +166,8 @@ class Feed:
         """Return the record of a truncate."""
         self.lsn += 8
         prefix = self.encoder.event_prefix(Op.TRUNCATE, lsn=Lsn(self.lsn), xid=self.xid, ts_ms=1_700_000_000_000)
-        return self.encoder.truncate(prefix, 0, 1_700_000_000_001)
+        key_id = open_registry(self.settings).register(f"{self.topic}-truncate-key", TRUNCATE_KEY)
+        return wire_header(key_id), self.encoder.truncate(prefix, 0, 1_700_000_000_001)
 
     def send(self, records: Iterable[tuple[bytes, bytes | None]], *, commit: bool = True) -> None:
         """Produce records in one Kafka transaction, committed or aborted."""
