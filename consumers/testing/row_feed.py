@@ -123,6 +123,15 @@ class RowFeed:
         producer.init_transactions(_SECONDS)
         producer.begin_transaction()
         for key, value in records:
-            producer.produce(self._topic, key=key, value=value)
+            self._produce(producer, key, value)
         producer.commit_transaction(_SECONDS)
         until_shown(self._settings.kafka, self._topic)
+
+    def _produce(self, producer: Producer, key: bytes, value: bytes | None) -> None:
+        while True:
+            try:
+                producer.produce(self._topic, key=key, value=value)
+            except BufferError:  # its queue is full, of a large table's rows
+                producer.poll(1)
+            else:
+                return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -262,6 +262,11 @@ class MigrationSettings(BaseModel):
     def options(self) -> Mapping[str, Any]:
         """The migration's own keys."""
         return self.model_extra or {}
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Hide the values of the migration's own keys: only the migration knows which are secrets."""
+        for name, value in super().__repr_args__():
+            yield name, HIDDEN if name in self.options else value
 
     @property
     def whole(self) -> Settings | None:

@@ -20,7 +20,7 @@ from tests.consumers.conftest import Member
 from tests.consumers.declared.declaring import DECLARED, declare
 from tests.histories import TIMES
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600 * TIMES)]
 
 ROWS = 9_000 * TIMES
 """A million of `make test HISTORIES=112`."""
@@ -41,6 +41,7 @@ class Many(TableCase):
 @pytest.fixture
 def config(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Path) -> Path:
     """Settings with the declaration, and transactions that are small enough to be killed between two."""
+    rows = 10 * min(TIMES, 50)
     path = tmp_path / "headrace.toml"
     path.write_text(
         tomli_w.dumps(
@@ -55,7 +56,12 @@ def config(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Pa
                     }
                 },
                 "migrations": {
-                    "nicks": {"batch_size": 500, "sub_batch_size": 10, "max_rate": 1_000 * TIMES, "declare": DECLARED}
+                    "nicks": {
+                        "batch_size": 50 * rows,
+                        "sub_batch_size": rows,
+                        "max_rate": 1_000 * TIMES,
+                        "declare": DECLARED,
+                    }
                 },
             }
         )
@@ -80,7 +86,7 @@ def test_each_row_is_changed_once_whatever_is_killed(
     assert case.writes() < ROWS // 2
 
     member = members(migration="nicks", until_caught_up=True)
-    _, problems = member.communicate(timeout=PATIENCE)
+    _, problems = member.communicate(timeout=PATIENCE * TIMES)
 
     assert member.returncode == 0, problems
     assert case.writes() == ROWS // 2

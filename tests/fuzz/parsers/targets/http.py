@@ -80,8 +80,11 @@ def _judge(sent: bytes, answered: bytes) -> None:
         if status.split(b" ")[1] == b"100":
             continue
         first = b"{" if headers[b"content-type"].startswith(b"application/json") else b"<"
-        if answered.startswith(first):  # unless it answers HEAD, which has no body
-            body, answered = answered[: (size := int(headers[b"content-length"]))], answered[size:]
+        size = int(headers[b"content-length"])
+        body, after = answered[:size], answered[size:]
+        # An answer to HEAD has no body: what follows may be the next answer, also one as HTTP 0.9.
+        if body.startswith(first) and (not after or after.startswith((b"HTTP/", b"{", b"<"))):
+            answered = after
             if first == b"{":
                 json.loads(body)
         answers += 1
