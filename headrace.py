@@ -275,21 +275,21 @@ def _code() -> int:
         return _failed("not confirmed; nothing was changed", 1)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except ValueError:
-        if not asked(seconds=0.5):
-            raise
-        code = INTERRUPTED  # confluent-kafka replaces a KeyboardInterrupt that meets it while it converts arguments
     except BrokenPipeError:
         # The reader of our output is gone: there is nowhere to report to.
         _drop_output()
         return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()
+            return _failed(
+                f"no space left to write {error.filename or 'the output'}; free some space, then run it again", 1
+            )
+        if not asked(seconds=0.5):
             raise
-        _drop_output()
-        return _failed(
-            f"no space left to write {error.filename or 'the output'}; free some space, then run it again", 1
-        )
+        # Libraries in C replace a KeyboardInterrupt that meets them: confluent-kafka, while it converts arguments, by a
+        # ValueError, TypeError or SystemError.
+        code = INTERRUPTED
     if code == INTERRUPTED:
         print(STOPPED, file=sys.stderr)
     return code

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,33 @@ def test_sigterm_ends_command_whose_server_says_nothing(shell: Shell, silent: so
     with accepted:
         ended = interrupted(shell, process, signal.SIGTERM)
     assert (ended.code, lines(ended)) in [(-signal.SIGTERM, []), (0, []), (0, [STUCK]), (1, [STUCK])]
+
+
+REPLACING = """
+import os, signal, time
+import headrace
+
+def run() -> int:
+    try:
+        os.kill(os.getpid(), signal.{number})
+        time.sleep(0.1)
+    except KeyboardInterrupt:
+        pass
+    raise {error}
+
+headrace._run = run
+headrace.main()
+"""
+
+
+@pytest.mark.parametrize("error", ["ValueError()", "TypeError()", "SystemError()", "OSError(5, 'Input/output error')"])
+def test_error_in_place_of_an_interrupt_is_one(error: str) -> None:
+    """As a library in C raises it where KeyboardInterrupt meets it."""
+    for number, code in (("SIGINT", 130), ("SIGCHLD", 1)):
+        program = REPLACING.format(number=number, error=error)
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (ended.returncode, "Traceback" in ended.stderr) == (code, code == 1), ended.stderr
+        assert (ended.stderr.splitlines() == [STOPPED]) is (code == 130)
 
 
 def expect(words: str, ended: Ended) -> None:

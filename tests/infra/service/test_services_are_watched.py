@@ -128,6 +128,7 @@ def test_each_metric_of_dashboard_and_rules_is_exported(
     assert (producer.end(), consumer.end()) == (0, 0)
 
 
+@pytest.mark.stack
 @pytest.mark.long
 def test_services_are_not_ready_while_a_server_is_away(start: Callable[..., Service], prefix: str) -> None:
     with start_stack() as own:
