@@ -13,6 +13,7 @@ from tests.chaos.brokers import FAULTS, play, table
 pytestmark = pytest.mark.stack
 
 
+@pytest.mark.long
 def test_topic_has_each_change_once_while_brokers_die_and_hang(stack: Stack, tmp_path: Path) -> None:
     names = list(FAULTS)[:2]
     story, phases = play(stack, tmp_path, 1, iter(names))

@@ -19,6 +19,7 @@ def played(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Mapping[st
     return play(stack, tmp_path_factory.mktemp("readers"), 1, repositories=10, kills=3, wrong=_WRONG)
 
 
+@pytest.mark.long
 @pytest.mark.stack
 @pytest.mark.parametrize("reader", READERS)
 def test_reader_never_fails_while_repositories_move_under_kills(played: Mapping[str, Any], reader: str) -> None:

@@ -12,6 +12,7 @@ from tests.chaos.visibility import play_for
 pytestmark = pytest.mark.stack
 
 
+@pytest.mark.long
 def test_row_is_changed_once_by_the_transaction_that_passes_its_event_however_late_it_is_visible(
     tmp_path: Path,
 ) -> None:

@@ -62,6 +62,7 @@ def test_every_page_is_in_the_site_and_its_search(site: Path, index: dict[str, A
     assert (site / "index.html").read_bytes() == (site / "README.html").read_bytes()
 
 
+@pytest.mark.long
 def test_words_lead_to_their_pages(index: dict[str, Any]) -> None:
     def pages(word: str) -> set[str]:
         found = index["terms"].get(word, [])
@@ -100,6 +101,7 @@ def test_search_works_from_files(visited: Any) -> None:
     assert visited.title()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("link", ["gone.md", "how-to/running.md#gone"])
 def test_broken_link_fails_the_build(link: str, tmp_path: Path) -> None:
     documents = tmp_path / "docs"

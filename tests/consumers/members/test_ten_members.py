@@ -22,6 +22,7 @@ def next_multixact(stack: Stack) -> int:
     return int(row[0])
 
 
+@pytest.mark.long
 def test_effects_happen_once_while_consumers_come_and_go_and_broker_restarts(stack: Stack, tmp_path: Path) -> None:
     before = next_multixact(stack)
     story = play(stack, tmp_path, seed=4, most=4, moves=14, restarts=1)

@@ -225,6 +225,7 @@ def test_repository_is_found_at_every_moment() -> None:
     explore(Moves, 200 * TIMES, steps=50)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "without", [PassesBeforeTheCopy, ListsOnce, RemovesAtOnce, RemovesWhatWasGivenUp, AsksOnce, TrustsOldCursors]
 )

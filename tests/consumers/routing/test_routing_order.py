@@ -50,6 +50,7 @@ def test_each_name_is_in_exactly_one_partition() -> None:
     assert sorted(name for names in ORDERED.values() for name in names) == sorted(NAMES)
 
 
+@pytest.mark.long
 @given(MOVED)
 def test_each_partition_keeps_the_rule_of_one_order(moved: Mapping[int, int]) -> None:
     by = reading(moved)

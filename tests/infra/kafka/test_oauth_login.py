@@ -51,6 +51,7 @@ def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     keeper.close()
 
 
+@pytest.mark.long
 def test_producer_consumer_and_admin_client_log_in_and_renew_the_token(listener: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     settings = KafkaSettings(

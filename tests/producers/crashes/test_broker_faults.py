@@ -66,6 +66,7 @@ def test_producer_starts_after_a_broker_died_and_survives_its_coordinators(
     source.require_equal("public.t")
 
 
+@pytest.mark.long
 def test_stall_is_logged_while_it_lasts(brokers: EmbeddedKafka, source: Source) -> None:
     with capture_logs() as told, running(source) as producer:
         producer.caught_up()

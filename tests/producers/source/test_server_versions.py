@@ -27,7 +27,9 @@ pytestmark = pytest.mark.stack
 KILLS = (Arming("claimed, not reading"), Arming("chunk read", 3), Arming("after Kafka's commit", 9))
 
 
-@pytest.fixture(scope="module", params=MAJORS, ids=str)
+@pytest.fixture(
+    scope="module", params=[MAJORS[0], *(pytest.param(major, marks=pytest.mark.long) for major in MAJORS[1:])], ids=str
+)
 def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
     with server_or_skip(request.param) as started:
         yield started
@@ -46,7 +48,6 @@ def test_every_type_and_value_matches_documented_table(
     assert found.keys == len(keyed) > 2
 
 
-@pytest.mark.long
 def test_producer_resumes_after_kills_in_snapshot_and_stream(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_switchover_moves_stream_to_other_server(server: EmbeddedPostgres, boots
         assert pair.second.slot_state().failover == synchronized
 
 
+@pytest.mark.long
 def test_changes_of_a_partition_that_was_written_before_it_was_attached_are_published(
     server: EmbeddedPostgres, bootstrap_servers: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

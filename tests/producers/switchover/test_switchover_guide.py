@@ -190,6 +190,7 @@ def test_another_standby_is_never_promoted(ends: Ends) -> None:
         assert ends.run(CI, without=frozenset({f"{ends.name}_spare"}))
 
 
+@pytest.mark.long
 def test_synchronous_standby_that_does_not_answer(ends: Ends) -> None:
     with ends.setting("synchronous_standby_names", "nobody"):
         with pytest.raises(Busy, match="the synchronous standbys of first"):

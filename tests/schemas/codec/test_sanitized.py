@@ -15,6 +15,7 @@ LONG = "block or of_the_stream or lines_are or events_are or any_bytes or is_the
 """Tests with large rows or random examples, which take minutes on such a build."""
 
 
+@pytest.mark.long
 def test_codec_reads_and_writes_only_what_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CHECKOUT)
     try:
