@@ -12,6 +12,7 @@ from tests.consumers.gitserver.kinds import KINDS, MARK
 pytestmark = pytest.mark.stack
 
 
+@pytest.mark.long
 def test_each_kind_is_moved_completely_or_refused_by_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(KINDS) >= 60
     # Many are refused in a row, which would throttle the rest.
