@@ -220,7 +220,7 @@ def test_check_finds_nothing(shell: Shell, database: Database, bootstrap_servers
     assert (ended.code, ended.err) == (0, "")
     warning, *_, last = ended.out.splitlines()
     assert warning.startswith("kafka: WARNING: Kafka has one broker: ")
-    assert last == "ready: Kafka, the registry and 1 database(s)"
+    assert last == "ready: Kafka; database main"
     assert json.loads(shell.run("check", "--json").out)["findings"] == []
 
 

@@ -46,8 +46,9 @@ def advise(settings: Settings, names: Collection[str] = (), limit_ms: int = LIMI
 
     With `names`, only for those migrations. Raises UsageError for an unknown name.
 
-    A migration is meant to run if the settings have a section for it or a run of it is recorded: then a problem blocks.
-    For other migrations it is only reported. A database that cannot be queried is reported by the check of its source.
+    A migration is meant to run if it is in `names`, the settings have a section for it, or a run of it is recorded:
+    then a problem blocks. For other migrations it is only reported. A database that cannot be queried is reported by
+    the check of its source.
     """
     for name in names:
         catalog.migration_class(settings, name)
@@ -57,7 +58,7 @@ def advise(settings: Settings, names: Collection[str] = (), limit_ms: int = LIMI
     broken = catalog.broken(settings)
     for name, kind in sorted(catalog.migrations(settings).items()):
         if name not in broken and (not names or name in names):
-            yield from _of_migration(settings, kind, limit_ms, reachable=reachable)
+            yield from _of_migration(settings, kind, limit_ms, named=name in names, reachable=reachable)
 
 
 def _of_files(settings: Settings) -> Iterator[Advice]:
@@ -80,16 +81,18 @@ def _reachable(settings: Settings) -> bool:
     return True
 
 
-def _of_migration(settings: Settings, kind: type[Migration], limit_ms: int, *, reachable: bool) -> Iterator[Advice]:
+def _of_migration(
+    settings: Settings, kind: type[Migration], limit_ms: int, *, named: bool, reachable: bool
+) -> Iterator[Advice]:
     name = kind.name
-    configured = name in settings.migrations or name in switches().values()
+    configured = named or name in settings.migrations or name in switches().values()
     try:
         if not settings.migration(name).enabled:
             return
         migration = kind.configure(settings.migration(name))
         database = catalog.target_database(settings, kind)
     except UsageError as error:
-        # Without a section, a migration that no database belongs to is not meant to run.
+        # Without a name or a section, a migration that no database belongs to is not meant to run.
         if configured:
             yield Advice(f"migrations.{name}", error.problem, (), error.remedy, blocks=True)
         return
@@ -210,5 +213,6 @@ def _of_count(
             where,
             f"the server takes more than {limit_ms} ms to count the rows that are left",
             counted.plan,
-            "an index for its condition may help; `headrace check` prints the statement for each of suggested_indexes",
+            "an index for its condition may help; declare it in the migration's suggested_indexes, and `headrace check`"
+            " prints the statement",
         )

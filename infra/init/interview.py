@@ -15,7 +15,7 @@ from infra.settings.description.toml_text import toml_value
 from infra.settings.gitlab_dictionary import read_dictionary
 from infra.settings.model import DatabaseSettings, KafkaSettings
 from schemas import gitlab_schemas as labels
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, SettingsError
 
 Ask = Callable[[str, str], str]
 """Called with a question and the answer that an empty line means; returns the answer."""
@@ -59,12 +59,14 @@ class RealServers:
 def interview(example: str, ask: Ask, say: Say, servers: Servers) -> str:
     """Return the text of a settings file: the example with the answers in it.
 
-    An answer that does not work is asked for again, with the reason.
+    An answer that does not work is asked for again, with the reason. A connection string whose login the server refuses
+    is kept if it is given twice: `headrace init --sql`, which creates the role, reads it from the file.
     """
-    dsn, found = _answered(ask, say, "PostgreSQL's connection string", _DSN, servers.tables)
-    say(f"it has {len(found):,} tables")
+    dsn, found = _login(ask, say, servers)
+    if found is not None:
+        say(f"it has {len(found):,} tables")
     dictionary = ""
-    listed = {table: labels.TABLES.get(table, ()) for table in found}
+    listed = {table: labels.TABLES.get(table, ()) for table in found or ()}
     if any(listed.values()):
         dictionary, listed = _answered(
             ask, say, "GitLab's db/docs, for tables that headrace does not know (empty: none)", "",
@@ -74,9 +76,9 @@ def interview(example: str, ask: Ask, say: Say, servers: Servers) -> str:
     if proposed:
         chosen = ask("its gitlab schemas, separated by commas", ", ".join(proposed))
         proposed = _items(chosen)
-    else:
+    elif found is not None:
         say("it is not GitLab's: all its tables are in one gitlab schema, with the database's name")
-    default = next((table for table in found if table == "public.container_repositories"), "public.*")
+    default = next((table for table in found or () if table == "public.container_repositories"), "public.*")
     tables = _items(ask("the tables to capture; * and ? are wildcards", default))
     kafka, _ = _answered(ask, say, "Kafka's address", "127.0.0.1:9092", servers.require_kafka)
     values: dict[str, str | list[str]] = {"dsn": dsn, "tables": tables, "bootstrap_servers": kafka}
@@ -85,6 +87,24 @@ def interview(example: str, ask: Ask, say: Say, servers: Servers) -> str:
     if "gitlab_main" not in proposed:
         example = _without_section(example, "migrations.skip_resets")
     return _filled(example, {**values, "gitlab_schemas": proposed})
+
+
+def _login(ask: Ask, say: Say, servers: Servers) -> tuple[str, list[str] | None]:
+    """Return the connection string, and the tables of the database; None if it is kept without a connection."""
+    refused = ""
+
+    def attempt(dsn: str) -> list[str] | None:
+        nonlocal refused
+        try:
+            return servers.tables(dsn)
+        except SettingsError as error:
+            if dsn == refused:
+                say("kept without a test: run `headrace init --sql` next; without gitlab_schemas it is not GitLab's")
+                return None
+            refused = dsn
+            raise SettingsError(f"{error}; the same answer again keeps it", remedy="") from None
+
+    return _answered(ask, say, "PostgreSQL's connection string", _DSN, attempt)
 
 
 def _answered(ask: Ask, say: Say, question: str, default: str, attempt: Callable[[str], T]) -> tuple[str, T]:

@@ -256,9 +256,10 @@ def one_line(error: BaseException) -> str:
 
 
 _LOGIN: Final = ("password authentication failed", "PAM authentication failed", "no password supplied")
+_CREATE_ROLE: Final = "or create the role: `headrace init --sql` prints the SQL for an administrator"
 _WRONG_DSN: Final = (
-    (_LOGIN, "rejects the user or the password of the dsn", ""),
-    (('role "', "does not exist"), "does not have the user of the dsn", "or create the role"),
+    (_LOGIN, "rejects the user or the password of the dsn", _CREATE_ROLE),
+    (('role "', "does not exist"), "does not have the user of the dsn", _CREATE_ROLE),
     (('database "', "does not exist"), "does not exist on that server", "or create the database"),
     (("failed to resolve host", "could not translate host name"), "is on a host whose name cannot be resolved", ""),
     (

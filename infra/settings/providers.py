@@ -116,7 +116,8 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
         title="PostgreSQL",
         administrator="a superuser",
         logical="run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL",
-        keep_size="set a limit with ALTER SYSTEM SET max_slot_wal_keep_size, or " + ACCEPTED,
+        keep_size="set a limit, such as ALTER SYSTEM SET max_slot_wal_keep_size = '50GB', and SELECT pg_reload_conf(),"
+        " or " + ACCEPTED,
         slots="raise max_replication_slots and restart PostgreSQL",
         superuser=True,
     ),

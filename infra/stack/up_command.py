@@ -87,7 +87,7 @@ def up_with(load_sample: LoadSample) -> Callable[..., None]:
             typer.echo(f"sample    {', '.join(loaded)}")
         if settings:
             typer.echo(f"settings  {path}")
-        typer.echo("They stay up until `headrace down`" + (f" --dir {place}" if directory else "") + ".")
+        typer.echo(f"They stay up until `headrace down{f' --dir {place}' if directory else ''}`.")
 
     return up
 

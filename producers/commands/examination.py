@@ -39,10 +39,12 @@ def report(advise: Adviser, names: Sequence[str], config: Path | None, *, as_jso
     sources = [name for name in known if not names or name in names]
     migrations = [name for name in names if name not in known]
     advice = [*advise(settings, migrations)] if migrations or not names else []
-    _check(settings, sources, [*advice, *_recorded(settings), *_slow()], as_json)
+    _check(settings, sources, [*advice, *_recorded(settings), *_slow()], as_json, migrations)
 
 
-def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool) -> None:
+def _check(
+    settings: Settings, sources: list[str], advice: list[Advice], json: bool, migrations: Sequence[str] = ()
+) -> None:
     found: list[dict[str, Any]] = []
     slots: list[tuple[str, Forecast]] = []
     for where, finding in _examined(settings, sources):
@@ -70,8 +72,19 @@ def _check(settings: Settings, sources: list[str], advice: list[Advice], json: b
     if found:
         raise typer.Exit(PreflightFailed.exit_code)
     if not json:
-        databases = [name for name in sources if name in settings.databases]
-        print(f"ready: Kafka, the registry and {len(databases)} database(s)")
+        print(printable(_ready(settings, sources, migrations)))
+
+
+def _ready(settings: Settings, sources: Sequence[str], migrations: Sequence[str]) -> str:
+    examined = ["Kafka", "the registry"] if settings.registry.url else ["Kafka"]
+    for what, names in (
+        ("database", [name for name in sources if name in settings.databases]),
+        ("virtual storage", [name for name in sources if name in settings.virtual_storages]),
+        ("migration", migrations),
+    ):
+        if names:
+            examined.append(f"{what}{'s' if len(names) > 1 else ''} {', '.join(names)}")
+    return f"ready: {'; '.join(examined)}"
 
 
 def _recorded(settings: Settings) -> Iterator[Advice]:

@@ -103,7 +103,11 @@ def order_of(
 ) -> tuple[Operators, ...]:
     """Return the operators that compare the key of table `name`; raises UnusableKey if it is not a key."""
     if not key:
-        raise UnusableKey(f"table {name} has neither a primary key nor a replica identity index")
+        raise UnusableKey(
+            f"table {name} has neither a primary key nor a replica identity index",
+            remedy=f"give it a primary key, name unique not-null columns in databases.{database}.keys, or leave it out"
+            f" of databases.{database}.tables",
+        )
     if left_out := [column for column in key if column in found.generated]:
         raise UnusableKey(
             f"key column {left_out[0]} of table {name} is generated, and generated columns are not captured"

@@ -9,7 +9,7 @@ from pathlib import Path
 from infra.init.interview import interview
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
-from schemas.errors import BrokerUnavailable, DatabaseUnavailable
+from schemas.errors import BrokerUnavailable, DatabaseUnavailable, SettingsError
 
 EXAMPLE = files("infra.init").joinpath("settings_file.toml").read_text(encoding="utf-8")
 GITLABS = ["public.container_repositories", "public.projects", "public.ci_builds", "public.own"]
@@ -22,6 +22,8 @@ class Played:
         self._tables = list(tables)
 
     def tables(self, dsn: str) -> list[str]:
+        if dsn == "postgresql://new_role@h/d":
+            raise SettingsError("PostgreSQL rejects the user", remedy="create the role")
         if dsn != "postgresql://h/d":
             raise DatabaseUnavailable("PostgreSQL does not answer")
         return self._tables
@@ -73,6 +75,16 @@ def test_answer_that_does_not_work_is_asked_for_again_with_the_reason(tmp_path: 
     assert any("PostgreSQL does not answer" in line for line in operator.said)
     assert any("not_there" in line for line in operator.said)
     assert any("Kafka does not answer" in line for line in operator.said)
+
+
+def test_login_that_is_refused_is_kept_if_given_twice(tmp_path: Path) -> None:
+    new = "postgresql://new_role@h/d"
+    operator = Operator(new, "postgresql://other/d", "postgresql://other/d", new, "public.own", "k:1")
+    main = settled(operator, GITLABS, tmp_path).database("main")
+    assert (main.dsn.get_secret_value(), main.tables) == (new, ("public.own",))
+    assert operator.said[0] == "PostgreSQL rejects the user; create the role; the same answer again keeps it"
+    assert operator.said[-1].startswith("kept without a test: run `headrace init --sql` next")
+    assert not any("tables" in line for line in operator.said), "they are unknown"
 
 
 def test_dictionary_gives_tables_their_gitlab_schema(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def refused(dsn: str, expected: type[HeadraceError], password: str) -> str:
 @pytest.mark.parametrize("wrong", [{"password": GUESS}, {"user": "nobody_here", "password": GUESS}])
 def test_wrong_password_or_user(database: Database, password: str, wrong: dict[str, str]) -> None:
     message = refused(make_conninfo(database.dsn, **wrong), SettingsError, password)
-    assert f"/{database.name} rejects the user or the password of the dsn; correct the dsn" in message
+    assert f"/{database.name} rejects the user or the password of the dsn; correct the dsn or create" in message
+    assert "`headrace init --sql` prints the SQL" in message
 
 
 def test_no_password(database: Database, password: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def test_unconfigured_server_is_reported(other_server: EmbeddedPostgres) -> None
         assert found(connection, "s") == {
             "wal_level is replica, not logical": ("run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL"),
             "max_slot_wal_keep_size is unlimited, so a stopped producer could fill the server's disk": (
-                "set a limit with ALTER SYSTEM SET max_slot_wal_keep_size,"
+                "set a limit, such as ALTER SYSTEM SET max_slot_wal_keep_size = '50GB', and SELECT pg_reload_conf(),"
                 " or accept it with databases.main.allow_unlimited_wal = true"
             ),
             "every replication slot is in use": "raise max_replication_slots and restart PostgreSQL",

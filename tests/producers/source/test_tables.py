@@ -90,7 +90,8 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], type[Refused], str]] = {
         "CREATE TABLE t (id int)",
         {},
         UnusableKey,
-        r"table public\.t has neither a primary key nor a replica identity index; Give the table a primary key",
+        r"table public\.t has neither a primary key nor a replica identity index; give it a primary key,"
+        r" name unique not-null columns in databases\.main\.keys, or leave it out of databases\.main\.tables",
     ),
     "a key that is no column": (
         "CREATE TABLE t (id int PRIMARY KEY)",
