@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -17,6 +17,9 @@ from schemas.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from consumers.operations.authoring.new_backfill import Estimate
+
+_PLAN_WIDTH: Final = 100
+"""A condition of the plan has a hundred keys."""
 
 
 def backfill(
@@ -115,4 +118,11 @@ def _lines(estimate: Estimate) -> list[str]:
         )
     else:
         lines.append("time: unknown, since no row could be tried")
-    return [*lines, "plan of one batch:", *(f"  {printable(line)}" for line in estimate.plan)]
+    return [*lines, "plan of one batch:", *map(_of_plan, estimate.plan)]
+
+
+def _of_plan(line: str) -> str:
+    """Return a line of the plan with its indentation, without most of a long list of keys."""
+    text = printable(line)
+    indented = f"  {' ' * (len(line) - len(line.lstrip()))}{text}"
+    return indented if len(indented) <= _PLAN_WIDTH else f"{indented[: _PLAN_WIDTH - 1]}…"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +17,8 @@ from schemas.errors import Refused, UsageError
 
 if TYPE_CHECKING:
     from infra.settings.model import Settings
+
+_KEY: Final = "id:bigint"
 
 app = typer.Typer(
     help="""Write a migration of your own.
@@ -37,7 +40,7 @@ def migration(
         list[str] | None,
         typer.Option("--set", metavar="COLUMN=EXPRESSION", help="What it sets, in SQL. Repeatable."),
     ] = None,
-    key: Annotated[str, typer.Option("--key", metavar="COLUMN:TYPE", help="The table's key.")] = "id:bigint",
+    key: Annotated[str, typer.Option("--key", metavar="COLUMN:TYPE", help="The table's key.")] = _KEY,
     gitlab_schema: Annotated[
         str | None, typer.Option("--gitlab-schema", help="Of the table, if headrace does not know it.")
     ] = None,
@@ -86,10 +89,24 @@ def migration(
     for path in texts:
         print(f"wrote {path}")
     if not listed:
-        base = chosen.absolute().parent
-        shown = f"./{folder.relative_to(base)}" if folder.is_relative_to(base) else str(folder)
-        print(f"add to {chosen}, above its first section: plugin_paths = [{json.dumps(shown)}]")
+        print(_listing(chosen, folder))
+    for line in _assumed(settings, chosen, table, key):
+        print(line)
     print(f"test it with: pytest {folder}")
+
+
+def _listing(chosen: Path, folder: Path) -> str:
+    base = chosen.absolute().parent
+    shown = f"./{folder.relative_to(base)}" if folder.is_relative_to(base) else str(folder)
+    return f"add to {chosen}, above its first section: plugin_paths = [{json.dumps(shown)}]"
+
+
+def _assumed(settings: Settings, chosen: Path, table: str, key: str) -> Iterator[str]:
+    """Yield what may be wrong with the files, for which no database was asked."""
+    if settings.databases and not any(each.captures(table) for each in settings.databases.values()):
+        yield f"no database of {chosen} captures {table}: correct it, or add it to the `tables` of one"
+    if key == _KEY:
+        yield "its key is taken to be id bigint: edit the files if it is not, or remove them and give --key id:uuid"
 
 
 def _settings(config: Path | None, chosen: Path) -> Settings:

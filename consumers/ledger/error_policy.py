@@ -211,6 +211,16 @@ def reason_of(error: psycopg.Error) -> str:
     return " ".join([f"{error.sqlstate} {type(error).__name__}", *place])
 
 
+def _of_its_names(error: psycopg.Error) -> bool:
+    """Whether the server's parser refused a name or a type in the migration's own statement.
+
+    Its message quotes that name or type, and no parameter. A statement that a function composed has a context, and may
+    have a value in the place of a name.
+    """
+    parser = (error.diag.source_file or "").startswith("parse_")
+    return parser and error.diag.context is None and (error.sqlstate or "").startswith("42")
+
+
 def stopped(error: BaseException, rule: Rule, database: str) -> HeadraceError:
     """Return the one-line error to exit with; a HeadraceError is returned unchanged."""
     if isinstance(error, HeadraceError):
@@ -222,5 +232,7 @@ def stopped(error: BaseException, rule: Rule, database: str) -> HeadraceError:
         return HeadraceError(f"database {database}: {rule.what}: {one_line(error)}", remedy=rule.hint)
     if isinstance(error, psycopg.Error):
         described = " ".join((reason_of(error), *getattr(error, "__notes__", ())))
+        if _of_its_names(error):
+            described = f"{described}: {error.diag.message_primary}"
         return HeadraceError(f"database {database}: {rule.what}: {described}", remedy=rule.hint)
     return HeadraceError(f"{rule.what}: {type(error).__name__}", remedy=rule.hint)

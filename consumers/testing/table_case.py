@@ -75,7 +75,7 @@ class TableCase(Case):
         self._connection = connection
         self._wanted: Rows = {}
         connection.execute(_SESSION)
-        connection.execute(self.create_sql.encode())
+        self._execute("create_sql")
         connection.execute(_LOG)
         self._read = [RowFeed(settings, connection, kind.gitlab_schema, table, DATABASE) for table in kind.tables]
         others = [table for table in kind.writes if table not in kind.tables]
@@ -97,12 +97,12 @@ class TableCase(Case):
 
     def insert(self) -> None:
         """See Case.insert. Raises WrongCase if the migration would have nothing to do."""
-        self._connection.execute(self.insert_sql.encode())
+        self._execute("insert_sql")
         for feed in self._read:
             feed.take()
         with self._connection.transaction(force_rollback=True):
             before = self.rows()
-            self._connection.execute(self.effect_sql.encode())
+            self._execute("effect_sql")
             after = self.rows()
         deleted = dict.fromkeys(before.keys() - after.keys())
         self._wanted = {key: row for key, row in after.items() if before.get(key) != row} | deleted
@@ -139,8 +139,8 @@ class TableCase(Case):
 
     def settle_elsewhere(self) -> None:
         """See Case.settle_elsewhere."""
-        self._connection.execute(self.keep_sql.encode())
-        self._connection.execute(self.effect_sql.encode())
+        self._execute("keep_sql")
+        self._execute("effect_sql")
 
     def recreate(self) -> None:
         """See Case.recreate."""
@@ -151,12 +151,20 @@ class TableCase(Case):
         self.insert()
         self.publish()
 
+    def _execute(self, piece: str) -> None:
+        """Run a piece of the case's SQL; an error names it, since the traceback has headrace's lines only."""
+        try:
+            self._connection.execute(getattr(self, piece).encode())
+        except psycopg.Error as error:
+            place = f"{piece} of {type(self).__module__}.{type(self).__qualname__}"
+            raise WrongCase(f"{place} fails: {error}; does create_sql have all that it uses?") from error
+
     def _require_kept(self) -> None:
         if not self.keep_sql:
             raise WrongCase("effect_sql deletes rows; add keep_sql, which changes them so that they have to stay")
         with self._connection.transaction(force_rollback=True):
-            self._connection.execute(self.keep_sql.encode())
+            self._execute("keep_sql")
             kept = self.rows()
-            self._connection.execute(self.effect_sql.encode())
+            self._execute("effect_sql")
             if kept.keys() - self.rows().keys():
                 raise WrongCase("effect_sql deletes rows after keep_sql; change them so that they have to stay")

@@ -41,6 +41,17 @@ def test_three_files_are_written_next_to_the_settings_file(directory: Path) -> N
     assert 'add to headrace.toml, above its first section: plugin_paths = ["./migrations"]' in output
 
 
+def test_what_was_taken_for_granted_is_said(directory: Path) -> None:
+    assert "its key is taken to be id bigint" in new("one", *SETS)
+    assert "captures" not in new("two", *SETS, "--key", "id:uuid")
+    (directory / "headrace.toml").write_text(
+        '[databases.main]\ndsn = "postgresql://u@h/d"\ngitlab_schemas = ["gitlab_main"]\ntables = ["public.user"]\n'
+    )
+    output = new("three", *SETS, "--key", "id:uuid")
+    assert "no database of headrace.toml captures public.users: correct it, or add it to the `tables` of one" in output
+    assert "taken to be" not in output
+
+
 def test_folder_of_the_settings_is_used(directory: Path) -> None:
     (directory / "headrace.toml").write_text('plugin_paths = ["./own"]\n')
     written = json.loads(new("lower_emails", *SETS, "--json"))

@@ -45,6 +45,9 @@ def test_section_is_added_with_key_plan_rows_and_time(config: Path, database: Da
     assert "rows to change: 250 (counted)" in output
     assert "rows/s, as 100 rows took that were updated and rolled back" in output
     assert "  Update on people" in output
+    plan = output.partition("plan of one batch:\n")[2].splitlines()[:-1]
+    assert any(line.startswith("        ") for line in plan), "it is indented as the server does"
+    assert all(len(line) <= 100 for line in plan), "a hundred keys are not shown"
     kind = catalog.migration_class(load_settings(config), "nicks")
     assert kind.columns == ("b", "a")
     assert kind.gitlab_schema == "people"

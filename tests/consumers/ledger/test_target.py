@@ -88,10 +88,19 @@ def test_transient_error_is_retried_over_the_same_connection(target: Target, wai
 
 
 def test_permanent_error_is_one_line_without_values(target: Target, waits: list[float]) -> None:
-    with pytest.raises(HeadraceError, match=r"^database main: .*42P01 UndefinedTable; compare") as raised:
+    with pytest.raises(
+        HeadraceError, match=r"^database main: .*42P01 .*relation \"nothing\" does.*; compare"
+    ) as raised:
         target.ask(lambda connection: connection.execute("SELECT 'secret' FROM nothing"))
     assert "secret" not in str(raised.value)
     assert waits == []
+
+
+def test_name_in_statement_that_function_composed_is_not_shown(target: Target) -> None:
+    composed = "DO $$ BEGIN EXECUTE 'SELECT ' || 'secret'; END $$"
+    with pytest.raises(HeadraceError, match="42703 UndefinedColumn; compare") as raised:
+        target.ask(lambda connection: connection.execute(composed))
+    assert "secret" not in str(raised.value)
 
 
 def test_invalid_dsn_is_reported_immediately(database: Database, stopping: threading.Event) -> None:

@@ -245,6 +245,12 @@ def test_case_that_shows_nothing_is_refused(made: _Make) -> None:
         made.world(nothing).case.insert()
 
 
+def test_failing_sql_of_a_case_is_named(made: _Make) -> None:
+    failing = type("Failing", (Case,), {"effect_sql": "UPDATE public.nothing SET name = ''"})
+    with pytest.raises(WrongCase, match=r'effect_sql of \S+Failing fails: relation "public.nothing"'):
+        made.world(failing).case.insert()
+
+
 @pytest.mark.parametrize("promise", PROMISES)
 def test_sound_migration_that_deletes_keeps_every_promise(made: _Make, promise: str) -> None:
     PROMISES[promise](made.world(DeletingCase, DeletesExpired))
