@@ -132,7 +132,7 @@ def retry(
     if result.stays:
         name, reason = next(iter(result.stays.items()))
         raise StillDeadLetters(
-            f"{len(result.stays)} events of {migration} are still dead letters, such as {name}: {reason}"
+            f"{len(result.stays):,} of {migration}'s events still cannot be applied, such as {name}: {reason}"
         )
 
 

@@ -128,7 +128,8 @@ def show_dry_run(result: Mapping[str, Any]) -> None:
     )
     rows = [[reason, f"{count:,}"] for reason, count in sorted(result["skipped"].items())]
     rows += [[f"dead letter: {reason}", f"{count:,}"] for reason, count in sorted(result["dead_letters"].items())]
-    tables.show_table(console, None, ("reason for skip or dead letter", "events"), rows, right=("events",))
+    if rows:
+        tables.show_table(console, None, ("reason for skip or dead letter", "events"), rows, right=("events",))
 
 
 def _details(one: Mapping[str, Any]) -> Iterator[str]:
@@ -140,7 +141,8 @@ def _details(one: Mapping[str, Any]) -> Iterator[str]:
     if one.get("throttled_by"):
         yield f"{one['name']}: throttled by {one['throttled_by']}"
     if one["dead_letters"]:
-        yield f"{one['name']}: {one['dead_letters']:,} dead letters; see `headrace dead-letters list {one['name']}`"
+        letters = "1 dead letter" if one["dead_letters"] == 1 else f"{one['dead_letters']:,} dead letters"
+        yield f"{one['name']}: {letters}; see `headrace dead-letters list {one['name']}`"
     reported = {"given up": one.get("given_up", 0), "with something to report": one.get("reported", 0)}
     if any(reported.values()):
         counts = ", ".join(f"{count:,} {what}" for what, count in reported.items() if count)

@@ -114,7 +114,7 @@ def described(settings: Settings, place: Placed, known: Known) -> MigrationStatu
         state="waiting" if place.problem else state,
         **{
             **fields,
-            "eta_seconds": _eta(left, fields["rate"], topics=bool(known.ends)),
+            "eta_seconds": _eta(left, fields["rate"], begun=bool(known.ends and found.offsets)),
             "max_rate": section.max_rate if found.max_rate is None else found.max_rate,
             "transaction_ms": section.transaction_ms if found.transaction_ms is None else found.transaction_ms,
             "error": place.problem or known.error,
@@ -157,8 +157,9 @@ def described_fields(known: Known) -> dict[str, Any]:
     }
 
 
-def _eta(left: int, rate: float, *, topics: bool) -> float | None:
-    if topics and left == 0:
+def _eta(left: int, rate: float, *, begun: bool) -> float | None:
+    # Before the first consumer an empty topic says that nothing was copied yet, not that nothing is left to do.
+    if begun and left == 0:
         return 0.0
     return round(left / rate, 1) if rate > 0 else None
 

@@ -114,6 +114,7 @@ def test_status_prints_details_below_the_table(shown: Any) -> None:
     assert "status_backfills: 2 dead letters; see `headrace dead-letters list status_backfills`" in lines
     assert "status_backfills: 1,234 skipped (already up to date 234, deleted 1,000)" in lines
     assert "status_backfills: run 3 in database main, consumers host:1, host:2" in lines
+    assert any("status_backfills: 1 dead letter; see" in line for line in shown(migration(dead_letters=1)))
     given_up = shown(migration(state="given_up", given_up=1_006, reported=2))
     counts = "status_backfills: 1,006 given up, 2 with something to report"
     assert f"{counts}; see `headrace dead-letters list status_backfills`" in given_up
@@ -193,5 +194,17 @@ def test_dry_run_is_summarised(capsys: pytest.CaptureFixture[str], monkeypatch: 
         }
     )
     out = capsys.readouterr().out
+    display.show_dry_run(
+        {
+            "migration": "m",
+            "database": "main",
+            "events": 9,
+            "changes": 9,
+            "remaining": 9,
+            "skipped": {},
+            "dead_letters": {},
+        }
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 1, "no table without rows"
     assert "m: 10 of 1,000 events ask for a change; 9 rows of main would be changed now. Nothing was written." in out
     assert "dead letter: too odd" in out

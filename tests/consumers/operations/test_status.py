@@ -34,6 +34,8 @@ def test_status_document_has_the_documented_fields(
 ) -> None:
     rows = {key: TOO_MANY_TAGS if key < 10 else DEFAULT for key in range(100)}
     fill(connection, rows)
+    empty = skip_resets(settings)
+    assert (len(empty["partitions"]), empty["eta_seconds"]) == (4, None), "the topic is there, and has nothing yet"
     feed.snapshot(rows)
     before = skip_resets(settings)
     assert (before["state"], before["run"], before["remaining"], before["eta_seconds"]) == ("waiting", 0, 10, None)
