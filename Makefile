@@ -55,6 +55,7 @@ $(STAMP): pyproject.toml infra/constraints.txt $(wildcard schemas/codec/extensio
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "$(PYTHON) cannot create a virtual environment: install its venv package, such as python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), once: some 100 packages, and the codec is compiled; a minute or a few"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[dev]'
 	@touch $@
 
