@@ -202,9 +202,9 @@ def listed() -> dict[str, Listed]:
 def _command_line() -> typer.Typer:
     import typer
 
-    from infra.cli.lazy_commands import appearance, lazy_group
+    from infra.cli.lazy_commands import APPEARANCE, lazy_group
 
-    built = typer.Typer(name="headrace", help=_HELP, cls=lazy_group(listed()), **appearance())
+    built = typer.Typer(name="headrace", help=_HELP, cls=lazy_group(listed()), **APPEARANCE)
 
     @built.callback()
     def options(

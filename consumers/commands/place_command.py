@@ -10,8 +10,6 @@ from typing import Annotated, Final, Protocol, cast
 import typer
 
 from consumers.routing.placement import Algorithm, Placement
-from infra.settings.gitserver import NODE, NODE_WORDS
-from infra.settings.mistakes import close_to
 from schemas.errors import UsageError
 
 _CHUNK_BYTES: Final = 1 << 16
@@ -88,6 +86,8 @@ def _whole_lines(stream: Readable) -> Iterator[list[bytes]]:
 
 
 def _nodes(text: str) -> Iterator[str]:
+    from infra.settings.gitserver import NODE, NODE_WORDS
+
     seen: set[str] = set()
     for node in text.split(","):
         if re.fullmatch(NODE, node) is None:
@@ -99,6 +99,8 @@ def _nodes(text: str) -> Iterator[str]:
 
 
 def _pins(texts: Iterable[str], nodes: list[str]) -> Iterator[tuple[str, str]]:
+    from infra.settings.mistakes import close_to
+
     seen: dict[str, str] = {}
     for text in texts:
         name, equals, node = text.rpartition("=")

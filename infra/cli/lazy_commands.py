@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from infra.service.terminal import help_markup
+from infra.cli.help_text import HelpContext
 
+APPEARANCE: Final[Mapping[str, Any]] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+"""The arguments of every typer.Typer of the command line."""
 
-def appearance() -> Mapping[str, Any]:
-    """Return the arguments of every typer.Typer of the command line, for this terminal."""
-    return {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": help_markup()}
+_NO_HELP: Final = {"help": False}
+"""The default of `--help`. Where it is None, typer imports pydantic to convert it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,13 @@ def lazy_group(table: Mapping[str, Listed]) -> type[TyperGroup]:
     """Return a class of groups, for `typer.Typer(cls=...)`, with the commands of `table` in its order."""
 
     class LazyGroup(TyperGroup):
+        context_class = HelpContext
+
         def __init__(self, **attributes: Any) -> None:
             super().__init__(**attributes)
+            self.context_settings = {"default_map": {**_NO_HELP, **dict.fromkeys(table, _NO_HELP)}}
             # For help, completion and suggestions.
-            self.commands = {name: TyperCommand(name=name, help=each.summary) for name, each in table.items()}
+            self.commands = {name: TyperCommand(name=name, short_help=each.summary) for name, each in table.items()}
 
         def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
             name, command, rest = super().resolve_command(ctx, args)
@@ -47,11 +55,13 @@ def lazy_group(table: Mapping[str, Listed]) -> type[TyperGroup]:
 def loaded(name: str, listed: Listed) -> TyperCommand | TyperGroup:
     """Return the command as typer runs it."""
     command = listed.load()
-    parent = typer.Typer(**appearance())
+    parent = typer.Typer(**APPEARANCE)
     if isinstance(command, typer.Typer):
         parent.add_typer(command, name=name)
     else:
         parent.command(name)(command)
     found = typer.main.get_group(parent).commands[name]
     assert isinstance(found, TyperCommand | TyperGroup)
+    for each in (found, *(found.commands.values() if isinstance(found, TyperGroup) else ())):
+        each.context_class = HelpContext
     return found

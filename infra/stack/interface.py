@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-import psycopg
+if TYPE_CHECKING:
+    import psycopg
 
 
 @dataclass(frozen=True)
