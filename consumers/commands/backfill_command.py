@@ -48,7 +48,7 @@ def backfill(
     Asks on a terminal for what is missing. Checks it on the server, shows the plan of one batch, and how many rows and
     how much time it needs; then it adds a section to the settings. Nothing is run.
     """
-    from consumers.declared.sections import schema_of
+    from consumers.declared.declaration import schema_of
     from consumers.operations import catalog
     from consumers.operations.authoring.new_backfill import append, prepared, text_of_section
     from infra.settings.declare import DeclareSettings

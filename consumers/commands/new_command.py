@@ -60,7 +60,7 @@ def migration(
     The migration sets the columns in every row where they differ; edit it as you like. The case has rows for the
     contract test, which `pytest` runs on servers of its own. No file is overwritten.
     """
-    from consumers.declared.sections import schema_of
+    from consumers.declared.declaration import schema_of
     from consumers.operations.authoring import new_migration
     from infra.settings.file import settings_path
 

@@ -96,9 +96,11 @@ def _named(broken: Iterable[Broken], valid: Iterable[str]) -> dict[str, Broken]:
     return found
 
 
-def in_package(package: ModuleType, origin: str) -> Iterator[Candidate | Broken]:
-    """Yield what the modules of `package` have. Imports them; an exception becomes a Broken."""
+def in_package(package: ModuleType, origin: str, only: str | None = None) -> Iterator[Candidate | Broken]:
+    """Yield what the modules of `package` have, or its module `only`. Imports them; an exception becomes a Broken."""
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        if only not in (None, info.name):
+            continue
         # From the finder, since a module that fails to import is not in sys.modules.
         file = getattr(info.module_finder, "path", "") and f"{info.module_finder.path}/{info.name}.py"  # type: ignore[union-attr]
         try:

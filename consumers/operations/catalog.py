@@ -6,17 +6,26 @@ Every module of a folder is scanned, so that no list has to be kept.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import consumers.migrations
-from consumers.contract.discovery import BUILT_IN, Broken, BrokenMigration, Discovered, discover, in_package, place_of
+from consumers.contract.discovery import (
+    BUILT_IN,
+    Broken,
+    BrokenMigration,
+    Candidate,
+    Discovered,
+    discover,
+    in_package,
+    place_of,
+)
 from consumers.contract.migration import Migration, Shared
 from consumers.contract.plugins import in_folder, installed
-from consumers.declared.sections import Declaration, candidates, declarations
+from consumers.declared.declaration import Declaration, declarations
 from consumers.ledger import owner_lookup
 from infra.settings.mistakes import close_to
 from infra.settings.model import Settings
@@ -31,8 +40,21 @@ Owning = Callable[[Settings, Sequence[str], str], str | None]
 @cache
 def _discovered(folders: tuple[Path, ...], declared: tuple[Declaration, ...]) -> Discovered:
     return discover(
-        chain(in_package(consumers.migrations, BUILT_IN), *map(in_folder, folders), installed(), candidates(declared))
+        chain(in_package(consumers.migrations, BUILT_IN), *map(in_folder, folders), installed(), _declared(declared))
     )
+
+
+def _declared(found: tuple[Declaration, ...]) -> Iterator[Candidate | Broken]:
+    if found:
+        from consumers.declared.sections import candidates  # noqa: PLC0415 - the settings seldom declare one
+
+        yield from candidates(found)
+
+
+@cache
+def _own(name: str) -> type[Migration] | None:
+    """Return headrace's own migration of this name, without the others: its module has the same name."""
+    return discover(in_package(consumers.migrations, BUILT_IN, only=name)).migrations.get(name)
 
 
 def _found(settings: Settings) -> Discovered:
@@ -78,6 +100,8 @@ def _of_unknown_schema(kind: type[Migration], known: Collection[str]) -> Broken:
 
 def migration_class(settings: Settings, name: str) -> type[Migration]:
     """Return the migration called `name`; raises UsageError, which lists the known ones, and BrokenMigration."""
+    if (own := _own(name)) is not None:
+        return own  # no other migration can have its name
     known = migrations(settings)
     try:
         return known[name]
