@@ -1,11 +1,13 @@
-"""Measures how soon each command asks a server, and how soon Ctrl-C ends it while that says nothing.
+"""Measures the processor time of each command's help, and of its start until it asks a server, and how soon Ctrl-C ends
+it while that says nothing.
 
-The peer is an interpreter that imports argparse and pydantic, in the same run.
+The peer is an interpreter that imports typer and pydantic, in the same run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 import socket
 import subprocess
@@ -15,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import psutil  # type: ignore[import-untyped]  # it ships no types
+
 from tests.benchmarks.bench import Bench, median
 from tests.benchmarks.figures import Figure, Target
+from tests.command_tree import paths
 from tests.shells import Shell
 from tests.waiting_commands import WAITING, configure
 
-_HELP: Final = ("--help", "status --help", "consume --help", "new migration --help")
 _PATIENCE: Final = 60.0
 
 
@@ -34,10 +38,11 @@ def figures(bench: Bench) -> Iterator[Figure]:
 def measured(place: Path, runs: int) -> Iterator[Figure]:
     """Yield the figures, medians of `runs`; needs no servers."""
     shell = Shell(place)
-    floor = median(_ended(shell, "-c", "import argparse, pydantic") for _ in range(runs))
-    for words in _HELP:
-        seconds = median(_ended(shell, "-m", "headrace", *words.split()) for _ in range(runs))
-        yield Figure(f"start, {words}", seconds, "s", floor, Target(at_most=0.35), smaller=True)
+    _ended(shell, "-c", "import headrace, typer, pydantic")  # the first start writes bytecode
+    floor = median(_ended(shell, "-c", "import typer, pydantic") for _ in range(runs))
+    for path in paths():
+        seconds = median(_ended(shell, "-m", "headrace", *path, "--help") for _ in range(runs))
+        yield Figure(f"start, {' '.join([*path, '--help'])}", seconds, "s", floor, Target(at_most=0.35), smaller=True)
     stops = []
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
         configure(shell, server.getsockname()[1])
@@ -50,26 +55,27 @@ def measured(place: Path, runs: int) -> Iterator[Figure]:
 
 
 def _ended(shell: Shell, *arguments: str) -> float:
-    """Return the seconds from the start of an interpreter to its end."""
-    began = time.monotonic()
+    """Return the processor time of an interpreter, from its start to its end, in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, *arguments], cwd=shell.directory, env=shell.environment, capture_output=True, check=True
     )
-    return time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _interrupted(shell: Shell, server: socket.socket, words: str) -> tuple[float, float]:
-    """Return the seconds from the start of a command to its first connection, and from Ctrl-C to its end."""
+    """Return the processor time of a command until its first connection, and the seconds from Ctrl-C to its end."""
     _forget(server)
-    began = time.monotonic()
     process = shell.start(*words.split())
     accepted, _ = server.accept()
     with accepted:
+        used = psutil.Process(process.pid).cpu_times()
         connected = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=_PATIENCE)
         ended = time.monotonic()
-    return connected - began, ended - connected
+    return used.user + used.system, ended - connected
 
 
 def _forget(server: socket.socket) -> None:
