@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 State = Literal["waiting", "running", "paused", "throttled", "caught_up", "complete", "given_up", "failed"]
 STATES: Final = get_args(State)
@@ -17,7 +19,17 @@ STATES: Final = get_args(State)
 class Shape(BaseModel):
     """The base of the models of a document."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields by their docstrings, which pydantic itself would parse at every start."""
+        from infra.settings.description.settings_schema import descriptions  # noqa: PLC0415 - only for a schema
+
+        schema = handler(core)
+        for name, text in descriptions(cls).items():
+            handler.resolve_ref_schema(schema)["properties"][name]["description"] = text
+        return schema
 
 
 class PartitionStatus(Shape):
