@@ -13,6 +13,7 @@ import typer
 
 import headrace
 from tests.shells import Shell
+from tests.waiting_commands import configure
 
 HEAVY = {
     "asyncio", "confluent_kafka", "fastapi", "fastavro", "jgo", "prometheus_client", "psutil", "psycopg", "pydantic",
@@ -98,11 +99,12 @@ OTHERS = {
         ("route github.com/a/b --database main", {"confluent_kafka", "fastavro", "structlog", "prometheus_client"}),
         ("consume skip_resets", {"producers"}),
         ("verify skip_resets", {"producers", "prometheus_client", *OTHERS}),
+        ("schema expand status_backfills", {"fastavro", "prometheus_client", "consumers.runtime", *OTHERS}),
     ],
 )
 def test_start_imports_nothing_of_other_commands(shell: Shell, words: str, unneeded: set[str]) -> None:
     """A command that ends with an error of PostgreSQL has imported all that it needs to ask for something."""
-    shell.settings("postgresql://u@127.0.0.1:1/d", "127.0.0.1:1")
+    configure(shell, port=1)
     ((code, modules),) = imported([words.split()], shell.directory).values()
     assert code == (0 if words.split(maxsplit=1)[0] in {"place", "migrations"} else 1)
     assert modules & (unneeded | NEVER) == set()

@@ -59,9 +59,9 @@ def backfill(
     a value. With --down the next backfill reads all events again; the values stay, since the application's values
     cannot be distinguished from the backfill's.
     """
-    from consumers.commands.execution import releases
+    from consumers.commands.execution import backfill_release
 
-    releases.backfill(migration, config, down=down, reason=reason, as_json=as_json)
+    backfill_release.backfill(migration, config, down=down, reason=reason, as_json=as_json)
 
 
 @app.command()

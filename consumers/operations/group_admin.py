@@ -11,11 +11,15 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from consumers.ledger.progress import Place
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, Refused
 from schemas.positions import Offset
 
 _REQUEST_SECONDS: Final = 10.0
 _TICK: Final = 0.1
+
+
+class MembersAlive(Refused):
+    """Stop them first; a killed one leaves the group after 10 seconds."""
 
 
 def members(settings: KafkaSettings, group: str) -> list[str]:

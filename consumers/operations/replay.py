@@ -14,7 +14,7 @@ from consumers.delivery.topic_identity import topic_ids
 from consumers.delivery.topics import schemas_of, source_topics
 from consumers.ledger.progress import Place
 from consumers.ledger.versions import Declared
-from consumers.operations.group_admin import members, move_offsets
+from consumers.operations.group_admin import MembersAlive, members, move_offsets
 from consumers.operations.start_offsets import Beginning, Start, first_record, start_offsets
 from consumers.planning.key_selection import named
 from consumers.planning.key_values import key_kinds
@@ -24,14 +24,10 @@ from infra.postgres.control import ensure_control_schema
 from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from infra.state.history import Actor, OperatorAction, record_action
-from schemas.errors import Refused, UsageError
+from schemas.errors import UsageError
 from schemas.positions import Offset
 from schemas.topics import group_name
 from schemas.wire import split_wire
-
-
-class MembersAlive(Refused):
-    """Stop them first; a killed one leaves the group after 10 seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions
 
 from consumers.migrations.skip_resets import SkipResets
+from consumers.operations.group_admin import MembersAlive
 from consumers.operations.group_admin import members as group_members
-from consumers.operations.replay import MembersAlive, replay
+from consumers.operations.replay import replay
 from consumers.operations.start_offsets import SinceLsn, SinceTime, parse_start
 from consumers.planning.key_selection import parse_selection
 from consumers.testing.waiting import PATIENCE, until
