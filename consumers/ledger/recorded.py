@@ -24,7 +24,9 @@ _RECORDED: Final = """
              WHERE h.migration = m.name AND h.seen_at > now() - make_interval(secs => %(fresh)s)
              ORDER BY h.seen_at DESC LIMIT 1),
            p.topic, p.partition, p.next_offset, p.applied, p.skipped, p.dead_letters, p.skip_reasons, p.member,
-           CASE WHEN p.updated_at > now() - make_interval(secs => %(fresh)s) THEN p.rate ELSE 0 END
+           CASE WHEN p.updated_at > now() - make_interval(secs => %(fresh)s)
+                 AND row_number() OVER (PARTITION BY m.name, p.member ORDER BY p.updated_at DESC) = 1
+                THEN p.rate ELSE 0 END
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
       LEFT JOIN headrace.migrations m ON %(name)s::text IS NULL OR m.name = %(name)s
@@ -32,6 +34,7 @@ _RECORDED: Final = """
       LEFT JOIN headrace.progress p ON p.migration = m.name AND p.run = m.run
      ORDER BY m.name, p.topic, p.partition
 """
+"""Every partition has the rate of its consumer as a whole: a consumer's last one counts."""
 _STATEMENTS: Final = (
     _RECORDED.format(pace="a.max_rate, a.transaction_ms", join="LEFT JOIN headrace.paces a ON a.migration = m.name"),
     # Until a consumer or a producer of this version has started, which creates the table.

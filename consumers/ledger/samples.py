@@ -25,8 +25,9 @@ _TAKE: Final = """
            rate
       FROM (SELECT coalesce(sum(applied), 0) AS applied, coalesce(sum(skipped), 0) AS skipped,
                    coalesce(sum(dead_letters), 0) AS dead_letters,
-                   coalesce(sum(rate) FILTER (WHERE updated_at > now() - interval '15 seconds'), 0) AS rate
-              FROM headrace.progress WHERE migration = %(migration)s AND run = %(run)s) AS sums
+                   coalesce(sum(rate) FILTER (WHERE last AND updated_at > now() - interval '15 seconds'), 0) AS rate
+              FROM (SELECT *, row_number() OVER (PARTITION BY member ORDER BY updated_at DESC) = 1 AS last
+                      FROM headrace.progress WHERE migration = %(migration)s AND run = %(run)s) AS places) AS sums
      WHERE pg_catalog.pg_try_advisory_xact_lock(%(key)s)
        AND NOT EXISTS (SELECT FROM headrace.samples
                         WHERE migration = %(migration)s AND run = %(run)s

@@ -1,4 +1,4 @@
-"""Computes a partition's smoothed event rate, for `headrace status` and its estimate of the remaining time."""
+"""Computes a consumer's smoothed event rate, for `headrace status` and its estimate of the remaining time."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Applying:
         self._interruptions = interruptions
         self._ahead = Ahead("plan")
         self._failing = FailingRows(self._plan, self._try_out)
-        self._rates: dict[Place, Rate] = {}
+        self._rate = Rate()
         self._rest = 0.0
         self._latency = EffectLatency(parts.migration.name)
         self._traces = parts.traces
@@ -224,7 +224,7 @@ class Applying:
     def _apply(self, sub_batch: SubBatch) -> None:
         """Run one transaction: ownership, effects, ledger. If it raises, nothing was written."""
         for advance in sub_batch.advances:
-            advance.rate = self._rates.setdefault(advance.place, Rate()).per_second
+            advance.rate = self._rate.per_second
         started = time.monotonic()
         with self._transaction(sub_batch) as cursor:
             applied = contract_checks.apply(self._migration, cursor, sub_batch.changes) if sub_batch.changes else 0
@@ -256,9 +256,9 @@ class Applying:
     def _count(self, sub_batch: SubBatch, applied: int) -> None:
         for advance in sub_batch.advances:
             self._group.positions[advance.place] = advance.next_offset
-            self._rates[advance.place].add(advance.events)
         self.waiting.moved([advance.place for advance in sub_batch.advances])
         events = sum(advance.events for advance in sub_batch.advances)
+        self._rate.add(events)
         dead_letters = sum(advance.dead_letters for advance in sub_batch.advances)
         skipped = events - dead_letters - applied
         self.totals.transactions += 1

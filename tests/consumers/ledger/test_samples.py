@@ -9,6 +9,7 @@ import pytest
 
 from consumers.ledger import samples
 from consumers.ledger.progress import Advance, Ledger, Place
+from consumers.ledger.recorded import read_records
 from consumers.ledger.samples import Samples
 from infra.postgres.control import ensure_control_schema
 from schemas.positions import Offset
@@ -118,3 +119,19 @@ def test_throttled_periods_are_limited_by_age_and_number(connection: Connection)
         " GROUP BY 1 ORDER BY 1"
     ).fetchall()
     assert counted == [("m", 9_998, True), ("other", 10_002, False)]
+
+
+def test_rate_of_a_consumer_counts_once_however_many_partitions_it_has(connection: Connection) -> None:
+    places = [Place("t", number) for number in range(5)]
+    for member, own, rate in (("here:1", places[:4], 100.0), ("there:2", places[4:], 20.0)):
+        ledger = Ledger("m", "gitlab_main", member)
+        ledger.open(connection, 1, dict.fromkeys(own, "id"))
+        for place in own:
+            with connection.transaction(), connection.cursor() as cursor:
+                ledger.advance(cursor, 1, [Advance(place, Offset(0), Offset(10), changes=10, rate=rate)], 10)
+    with connection.transaction(), connection.cursor() as cursor:
+        Samples("m").take(cursor, 1)
+    assert taken(connection) == [(50, 50, 0, 0, 120.0)]
+    records = read_records(connection, "main")
+    assert records is not None
+    assert records.migrations["m"].rate == 120.0
