@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from consumers.compare import marks
 from consumers.compare.table_rows import TableRows
@@ -105,17 +105,17 @@ class Marking:
                 ends=ends,
                 records=records,
                 rows=rows,
-                skipped=sum(begins.values()),
+                begins=begins,
             )
         secret, parts = bytes.fromhex(plan["secret"]), int(plan["parts"])
-        ends = {int(partition): int(end) for partition, end in plan["ends"].items()}
+        begins, ends = _offsets(plan["begins"]), _offsets(plan["ends"])
         table = _TableSide(self._rows, self._work, parts, secret)
-        topic = _TopicSide(self._topic, self._work, parts, secret, self._comparable)
+        topic = _TopicSide(self._topic, self._work, parts, secret, self._comparable, begins)
         self._log.info(
             "comparison resumed" if resumed else "comparison begun",
             rows=table.rows,
             rows_estimated=plan["rows"],
-            records=max(0, topic.offsets - plan["skipped"]),
+            records=topic.offsets - sum(begins.values()),
             records_estimated=plan["records"],
         )
         progress = Progress(
@@ -166,10 +166,16 @@ class Marking:
 
 
 class _TopicSide:
-    """The marks of a topic's records: until the ends at the beginning, and the `later` ones."""
+    """The marks of a topic's records from `begins`: until the ends at the beginning, and the `later` ones."""
 
     def __init__(
-        self, topic: TopicRows, work: WorkDirectory, parts: int, secret: bytes, comparable: Callable[[int], bool]
+        self,
+        topic: TopicRows,
+        work: WorkDirectory,
+        parts: int,
+        secret: bytes,
+        comparable: Callable[[int], bool],
+        begins: Mapping[int, int],
     ) -> None:
         self._topic = topic
         self._work = work
@@ -177,7 +183,7 @@ class _TopicSide:
         self._comparable = comparable
         self._header = HeaderReader()
         state = work.load("topic") or {}
-        self._reached = {int(partition): int(offset) for partition, offset in state.get("reached", {}).items()}
+        self._reached = _offsets(state.get("reached", begins))
         self.files = MarkFiles(work.path, "topic", parts, state.get("lengths"))
         self.later = MarkFiles(work.path, "later", parts, state.get("later"))
         last = state.get("truncated")
@@ -185,7 +191,7 @@ class _TopicSide:
 
     @property
     def offsets(self) -> int:
-        """The offsets that are read, of all partitions together."""
+        """The offsets that are read, of all partitions together, those before their beginnings included."""
         return sum(self._reached.values())
 
     def read(
@@ -242,8 +248,8 @@ class _TableSide:
             return
         saved = time.monotonic()
         for each in self._rows.ranges(_RANGE_ROWS, self.uppers[-1] if self.uppers else None):
-            self.files.add(marks.table_marks(each.keys, each.rows, len(self.uppers), self._secret))
-            self.rows += len(each.keys)
+            self.files.add(self._rows.marks(each.lines, len(self.uppers), self._secret))
+            self.rows += each.lines.rows
             self.uppers.append(each.upto)
             self._unsaved.append(each.upto)
             progress.reached(_ROWS, self.rows)
@@ -257,6 +263,11 @@ class _TableSide:
         self._work.append("ranges", self._unsaved)
         self._unsaved = []
         self._work.save("table", {"rows": self.rows, "lengths": self.files.flush(), "ranges": len(self.uppers)})
+
+
+def _offsets(saved: Mapping[Any, Any]) -> dict[int, int]:
+    """Return offsets by partition: the keys of what was saved are texts."""
+    return {int(partition): int(offset) for partition, offset in saved.items()}
 
 
 def _parts(entries: int) -> int:

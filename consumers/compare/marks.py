@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from schemas.codec import implementation
+from schemas.codec.encoder import Encoder
 from schemas.codec.varints import decode_long
 from schemas.wire import HEADER_BYTES
 
@@ -26,8 +27,8 @@ ODD: Final = 1
 NOWHERE: Final = (1 << 64) - 1
 """In place of a place: the key is not there."""
 SECRET_BYTES: Final = 16
-HASHES: Final = f"{implementation.name} 1"
-"""By what hashes are made, for what is kept of an earlier process."""
+HASHES: Final = f"{implementation.name} 2"
+"""By what hashes are made, and the version of what is kept for a later process, which continues no other."""
 
 MARK: Final = struct.Struct("=QQQ")
 PARTITION_BITS: Final = 48
@@ -132,6 +133,18 @@ def table_marks_in_python(keys: list[bytes], rows: list[bytes], place: int, secr
         MARK.pack(_hashed(key[HEADER_BYTES:], secret), _row_hash(row, secret), place)
         for key, row in zip(keys, rows, strict=True)
     )
+
+
+def copy_marks_in_python(encoder: Encoder, lines: bytes, place: int, secret: bytes) -> bytes:
+    """Return the marks of whole lines of COPY. Raises Malformed as the encoder does."""
+    keys, rows = encoder.encode_copy_chunk(lines, b"")
+    return table_marks(keys, rows, place, secret)
+
+
+def copy_marks(encoder: Encoder, lines: bytes, place: int, secret: bytes) -> bytes:
+    """Return what `copy_marks_in_python` does, in C without an object for each key and row if that can be."""
+    made = None if encoder.plan is None else encoder.plan.copy_marks(lines, place, secret)
+    return copy_marks_in_python(encoder, lines, place, secret) if made is None else made
 
 
 def scatter_in_python(marks: bytes, parts: list[bytearray]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from consumers.compare import marks
 from infra.postgres.connect import one_snapshot
 from infra.postgres.copy_out import Lines, copy_lines
 from infra.postgres.key_order import ascending, compared, key_order
@@ -47,20 +48,19 @@ RANGE_BYTES: Final = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """The rows of a range of keys, as message keys and encoded rows.
+    """The rows of a range of keys, as lines of COPY.
 
     `upto` is the last key of the range as texts, None for the last range, which has no end.
     """
 
-    keys: list[bytes]
-    rows: list[bytes]
+    lines: Lines
     upto: tuple[str, ...] | None
 
 
 class TableRows:
     """One table. Raises UsageError if the table does not exist.
 
-    Keys are message keys without the schema's id, but those of `ranges` and `keys_between` have bytes in its place.
+    Keys are message keys without the schema's id, but those of `keys_between` have bytes in its place.
     """
 
     def __init__(
@@ -141,24 +141,17 @@ class TableRows:
         """Yield the table range by range, from after a key: `rows` of them each, or fewer if they are wide."""
         planned = rows
         while True:
-            upto = self._connection.execute(
-                sql.SQL("SELECT {} FROM {} AS t {} ORDER BY {} LIMIT 1 OFFSET {}").format(
-                    sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", name)) for name in self._key),
-                    self._from,
-                    self._where(after, None),
-                    self._ascending,
-                    sql.Literal(planned - 1),
-                )
-            ).fetchone()
-            lines = self._copy(self._between(after, upto))
-            if not lines.whole:
-                upto = self._last_key(lines)
-            yield KeyRange(*self._encoded(lines), None if upto is None else tuple(upto))
-            if upto is None:
+            lines = self._copy(self._between(after, None), limit=planned)
+            ended = lines.whole and lines.rows < planned
+            after = None if ended else tuple(self._last_key(lines))
+            yield KeyRange(lines, after)
+            if ended:
                 return
-            after = upto
-            if lines.rows:
-                planned = min(rows, max(1, self._range_bytes * 3 // 4 * lines.rows // len(lines.data)))
+            planned = min(rows, max(1, self._range_bytes * 3 // 4 * lines.rows // len(lines.data)))
+
+    def marks(self, lines: Lines, place: int, secret: bytes) -> bytes:
+        """Return the marks of the lines of a range, with `place` as their place."""
+        return marks.copy_marks(self._encoder, lines.data, place, secret)
 
     def keys_between(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> Iterator[list[bytes]]:
         """Yield the keys now in a range that `ranges` has read; None is the end of the table."""
@@ -215,8 +208,10 @@ class TableRows:
     def _between(self, after: Sequence[str] | None, upto: Sequence[str] | None) -> sql.Composable:
         return sql.SQL("{} ORDER BY {}").format(self._where(after, upto), self._ascending)
 
-    def _copy(self, where: sql.Composable) -> Lines:
-        query = sql.SQL("COPY (SELECT {} FROM {} AS t {}) TO STDOUT").format(self._list, self._from, where)
+    def _copy(self, where: sql.Composable, *, limit: int | None = None) -> Lines:
+        query = sql.SQL("COPY (SELECT {} FROM {} AS t {} LIMIT {}) TO STDOUT").format(
+            self._list, self._from, where, sql.Literal(limit)
+        )
         return copy_lines(self._connection, query.as_bytes(self._connection), most=self._range_bytes)
 
     def _encoded(self, lines: Lines) -> tuple[list[bytes], list[bytes]]:

@@ -196,7 +196,13 @@ class TopicRows:
         return clients.reading(
             self._settings,
             enable_partition_eof=True,
-            queued_max_messages_kbytes=8_192,  # the default of 64 MB takes twice that much memory
+            # As for the consumers (consumers.delivery.group): limits of memory, and by default fetching pauses for a
+            # second whenever the queue is full, which it is most of the time.
+            defaults={
+                "queued.max.messages.kbytes": 8_192,
+                "fetch.message.max.bytes": 262_144,
+                "fetch.queue.backoff.ms": 5,
+            },
         )
 
     def _batch(self, client: Consumer) -> list[Message]:

@@ -20,6 +20,7 @@ from infra.state.positions import Positions, SnapshotState, SourceState
 from producers.session import handover as ownership
 from producers.session import resume, slot_monitor
 from producers.session.slot_monitor import Forecast, WalGrowth
+from producers.snapshot.connection_limits import shortage
 from producers.source import gaps, preflight, slots
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
@@ -71,6 +72,7 @@ def hindrances(
             found += _unrecorded(connection, settings, source, sources, stopped, tables)
     if not is_standby(connection):
         found += preflight.of_commits(connection, source, name)
+        found += _connections(connection, source, database.snapshot.workers)
     return found
 
 
@@ -180,6 +182,17 @@ def _half_made(connection: psycopg.Connection[Any], slot: str) -> Iterator[Findi
 def _standbys(connection: psycopg.Connection[Any], slot: str) -> Iterator[Finding]:
     if away := standbys.obstacles(connection, slot):
         yield Finding(f"slot {slot} sends no new changes: {', '.join(away)}", standbys.REMEDY)
+
+
+def _connections(connection: psycopg.Connection[Any], source: str, workers: int) -> Iterator[Finding]:
+    """Yield the limit that leaves the producer too few connections; it refuses no start: others may end meanwhile."""
+    if short := shortage(connection, source, workers):
+        some = f", {workers} of them for snapshot.workers" if workers > 1 else ""
+        fewer = f", or lower databases.{source}.snapshot.workers" if workers > 1 else ""
+        yield Finding(
+            f"{short.limit} leaves the producer of {source} {short.left} of {short.opened} connections{some}",
+            f"raise that limit, or end other sessions{fewer}",
+        )
 
 
 def _topics(settings: Settings, tables: Sequence[CapturedTable]) -> Iterator[Finding]:

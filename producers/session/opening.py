@@ -43,6 +43,7 @@ from producers.session.slot_monitor import SlotMonitor
 from producers.session.snapshot_requests import Requests
 from producers.snapshot.chunk_readers import ChunkReaders
 from producers.snapshot.chunk_rules import Unseen
+from producers.snapshot.connection_limits import session_name, worker_name
 from producers.snapshot.reader import chunk_bytes
 from producers.source import preflight, slots, synchronous_commits
 from producers.source.server_text import server_text
@@ -90,7 +91,7 @@ def open_session(start: Start, kind: type[Session] = Session) -> Iterator[Sessio
     settings, database = start.settings, start.settings.database(start.source)
     with ExitStack() as opened:
         clients.ensure_reachable(settings.kafka)
-        sql = opened.enter_context(connect(database.address, name=f"produce {start.source}", reading=True))
+        sql = opened.enter_context(connect(database.address, name=session_name(start.source), reading=True))
         with translated(database.address), bounded(sql, start.stop):
             session = _open(start, sql, opened, kind)
         yield session
@@ -236,7 +237,7 @@ def _workers(start: Start, opened: ExitStack, steps: ChunkSteps) -> Workers:
     source, database = start.source, start.settings.database(start.source)
 
     def connected() -> psycopg.Connection[Any]:
-        connection = connect(database.address, name=f"produce {source} worker", reading=True)
+        connection = connect(database.address, name=worker_name(source), reading=True)
         connection.execute(_PATIENCE)
         return connection
 

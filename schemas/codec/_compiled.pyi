@@ -122,6 +122,9 @@ class Plan:
         `python` are the functions for COPY, key, change, update and delete.
         """
 
+    def copy_marks(self, data: bytes, place: int, secret: bytes, /) -> bytes | None:
+        """Return what `copy_marks` of consumers/compare/marks.py does; None if C leaves a row to Python."""
+
     def encode_copy(self, data: bytes, value_prefix: bytes, /) -> tuple[list[bytes], list[bytes]]: ...
     def key(self, values: Sequence[bytes | Unchanged | None], /) -> bytes: ...
     def change(

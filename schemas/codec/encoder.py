@@ -61,7 +61,7 @@ class Encoder:
         where = b"".join(map(_string, (*program, gitlab_schema, relation.schema, relation.table)))
         self._op_prefixes = {op: wire_header(value_schema_id) + _string(op) + where for op in Op}
         rows = RowEncoder(relation, key, self._key_header)
-        plan = self._plan(key, rows) if compiled else None
+        plan = self.plan = self._planned(key, rows) if compiled else None
         self._copy = rows.copy if plan is None else plan.encode_copy
         self.key, self.change, self.update, self.delete = (
             (rows.key, rows.change, rows.update, rows.delete)
@@ -69,7 +69,7 @@ class Encoder:
             else (plan.key, plan.change, plan.update, plan.delete)
         )
 
-    def _plan(self, key: Sequence[str], rows: RowEncoder) -> Plan | None:
+    def _planned(self, key: Sequence[str], rows: RowEncoder) -> Plan | None:
         names = [column.name for column in self.relation.columns]
         lacking = lacking_columns(self.relation)
         return implementation.plan(
@@ -102,6 +102,9 @@ class Encoder:
         """Return the bytes before each row of a snapshot: `op` r, at the stream's current position."""
         prefix = self.event_prefix(Op.READ, lsn=lsn, xid=None, ts_ms=ts_ms, snapshot=True)
         return prefix + encode_long(ordinal) + encode_long(ts_ms) + b"\x00\x00\x02"
+
+    plan: Plan | None
+    """The compiled encoder, None if rows are encoded in Python."""
 
     key: Callable[[Tuple], bytes]
     """key(values) → the message key of a row; an old tuple with only the key's columns suffices."""

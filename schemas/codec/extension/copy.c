@@ -2,6 +2,7 @@
  *
  * A chunk with a line that C does not handle goes to the Python codec as a whole. */
 
+#include "marks.h"
 #include "plan.h"
 
 #define CODEC_BLOCK (1 << 20) /* bytes encoded without the GIL before their objects are created */
@@ -241,6 +242,61 @@ out:
     if (outcome == ODD)
         return in_python(plan, COPY, arguments, count);
     return outcome == NO_MEMORY ? PyErr_NoMemory() : result;
+}
+
+/* Encodes all lines, each over the one before, and appends their marks. */
+static Outcome mark_lines(const Plan *plan, const char *at, const char *end, const unsigned char *secret,
+                          uint64_t place, Buffer *marks)
+{
+    Buffer row = {0}, key = {0};
+    Span *spans = PyMem_RawCalloc((size_t)plan->width, sizeof *spans);
+    Outcome outcome = spans == NULL ? NO_MEMORY : DONE;
+    while (outcome == DONE && at < end) {
+        row.size = key.size = 0;
+        outcome = encode_line(plan, &at, end, &row, &key, spans);
+        if (outcome == DONE) {
+            Mark mark = codec_mark(secret, key.data + CODEC_HEADER_BYTES, key.size - CODEC_HEADER_BYTES, row.data,
+                                   row.size, place);
+            outcome = put(marks, (const char *)&mark, sizeof mark);
+        }
+    }
+    release(&row);
+    release(&key);
+    PyMem_RawFree(spans);
+    return outcome;
+}
+
+/* copy_marks(data, place, secret) -> marks; None: the lines are left to Python */
+PyObject *codec_copy_marks(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 3 || !PyBytes_CheckExact(arguments[0]) || !PyBytes_CheckExact(arguments[2]) ||
+        PyBytes_GET_SIZE(arguments[2]) != CODEC_SECRET_BYTES || PyBytes_GET_SIZE(plan->header) != CODEC_HEADER_BYTES) {
+        PyErr_SetString(PyExc_TypeError, "copy_marks takes lines, a place and a secret");
+        return NULL;
+    }
+    uint64_t place = PyLong_AsUnsignedLongLong(arguments[1]);
+    if (place == UINT64_MAX && PyErr_Occurred())
+        return NULL;
+    const char *at = PyBytes_AS_STRING(arguments[0]), *end = at + PyBytes_GET_SIZE(arguments[0]);
+    const unsigned char *secret = (const unsigned char *)PyBytes_AS_STRING(arguments[2]);
+    Buffer marks = {0};
+    Outcome outcome;
+    if (plan->floating)
+        outcome = mark_lines(plan, at, end, secret, place, &marks);
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        outcome = mark_lines(plan, at, end, secret, place, &marks);
+        Py_END_ALLOW_THREADS
+    }
+    PyObject *result = NULL;
+    if (outcome == DONE)
+        result = as_bytes(marks.data, marks.size);
+    else if (outcome == ODD)
+        result = Py_NewRef(Py_None);
+    else
+        PyErr_NoMemory();
+    release(&marks);
+    return result;
 }
 
 /* --- messages with lines of COPY --- */

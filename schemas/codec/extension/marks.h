@@ -16,4 +16,8 @@ typedef struct {
 
 #define CODEC_SECRET_BYTES 16
 
+/* The mark of a row as it was encoded, and of its key without the header. */
+Mark codec_mark(const unsigned char *secret, const char *key, size_t key_size, const char *row, size_t row_size,
+                uint64_t place);
+
 #endif

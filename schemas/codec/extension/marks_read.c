@@ -46,6 +46,12 @@ static uint64_t row_hash(const unsigned char *secret, const char *data, size_t s
     return hash < MARK_FIRST ? hash + MARK_FIRST : hash;
 }
 
+Mark codec_mark(const unsigned char *secret, const char *key, size_t key_size, const char *row, size_t row_size,
+                uint64_t place)
+{
+    return (Mark){hashed(secret, key, key_size), row_hash(secret, row, row_size), place};
+}
+
 /* --- what is to be hashed --- */
 
 /* A row from `row` on in its value; without a value a mark without a hash. */

@@ -124,6 +124,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 }
 
 static PyMethodDef plan_methods[] = {
+    CODEC_METHOD("copy_marks", codec_copy_marks),
     CODEC_METHOD("encode_copy", codec_encode_copy),
     CODEC_METHOD("key", codec_key),
     CODEC_METHOD("change", codec_change),

@@ -43,6 +43,7 @@ static inline PyObject *as_bytes(const char *data, size_t size)
 }
 
 /* The methods of a plan. */
+PyObject *codec_copy_marks(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_key(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_change(Plan *plan, PyObject *const *arguments, Py_ssize_t count);

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.compare import marks
 from consumers.compare.marks import GONE, MARK, NOWHERE, ODD
 from schemas.codec import implementation
 from schemas.codec.varints import encode_long
+from schemas.errors import Malformed
+from schemas.events import Column, Relation
 from schemas.wire import HEADER_BYTES
+from tests.schemas.codec.rows import Sample, copy_line, encoder_of, samples
 
 PYTHON = SimpleNamespace(
     topic_marks=marks.topic_marks_in_python,
@@ -145,6 +149,35 @@ class TestTopicMarks:
         found, _, reached = marked(of, records, {0: 10})
         assert [place for _, _, place in found] == [9]
         assert reached == {0: 10}
+
+
+@pytest.mark.skipif(implementation.compiled is None, reason="there is one implementation")
+@given(samples(rows=3), st.sampled_from([0, 0, 1, 3]))
+@settings(deadline=None)
+def test_lines_have_the_marks_of_their_keys_and_rows(sample: Sample, cut: int) -> None:
+    lines = b"".join(map(copy_line, sample.texts))
+    lines = lines[: len(lines) - cut]
+    python, compiled = encoder_of(sample, compiled=False), encoder_of(sample, compiled=True)
+    try:
+        expected = marks.copy_marks_in_python(python, lines, 7, SECRET)
+    except Malformed as error:
+        with pytest.raises(Malformed, match=f"^{re.escape(str(error))}$"):
+            marks.copy_marks(compiled, lines, 7, SECRET)
+    else:
+        assert marks.copy_marks(compiled, lines, 7, SECRET) == expected
+        assert marks.copy_marks(python, lines, 7, SECRET) == expected
+
+
+@pytest.mark.skipif(implementation.compiled is None, reason="there is one implementation")
+@pytest.mark.parametrize("other", [25, 701])
+def test_usual_lines_are_marked_in_c(other: int) -> None:
+    table = Relation(1, "public", "t", "f", (Column("id", 20), Column("other", other)), ())
+    plan = encoder_of(Sample(table, ("id",), [], []), compiled=True).plan
+    assert plan is not None
+    made = plan.copy_marks(b"5\t1.5\n6\t\\N\n", 3, SECRET)
+    assert made is not None
+    assert [place for _, _, place in MARK.iter_unpack(made)] == [3, 3]
+    assert plan.copy_marks(b"5\t1.5\n" + b"six\t1\n", 3, SECRET) is None
 
 
 @pytest.mark.parametrize("of", BOTH)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.compare.table_rows import TableRows
+from consumers.compare import marks
+from consumers.compare.table_rows import KeyRange, TableRows
 from infra.postgres.connect import connect
 from schemas.wire import HEADER_BYTES
 from tests.conftest import Database
 
 pytestmark = pytest.mark.stack
+SECRET = bytes(16)
 
 
 @pytest.mark.parametrize("schema", ["public", "extensions"])
@@ -24,13 +26,14 @@ def test_ranges_and_lookups_use_the_operators_of_the_keys_type(database: Databas
     with connect(database.dsn, name="test", reading=True) as connection:
         rows = TableRows(connection, "public.things", "gitlab_main", key)
         found = list(rows.ranges(7))
-        assert {len(each.keys) for each in found[:-1]} == {7}
+        assert {each.lines.rows for each in found[:-1]} == {7}
         assert [each.upto is None for each in found] == [False] * (len(found) - 1) + [True]
-        again = [each.keys for each in rows.ranges(7, found[9].upto)]
-        assert again == [each.keys for each in found[10:]]
+        assert list(rows.ranges(7, found[9].upto)) == found[10:]
         (between,) = rows.keys_between(found[9].upto, found[10].upto)
-        assert between == found[10].keys
-        every = [key[HEADER_BYTES:] for each in found for key in each.keys]
+        assert hashes(between) == hashes_of(rows, found[10])
+        (all_keys,) = rows.keys_between(None, None)
+        assert hashes(all_keys) == [each for range_ in found for each in hashes_of(rows, range_)]
+        every = [key[HEADER_BYTES:] for key in all_keys]
         assert len(every) == len(set(every)) == 500
         rows_of, looked, _ = rows.rows(every, lambda: None)
         assert rows_of.keys() == set(every)
@@ -47,13 +50,13 @@ def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database) -> None:
     )
     with connect(database.dsn, name="test", reading=True) as connection:
         rows = TableRows(connection, "public.wide", "gitlab_main", ["id"], range_bytes=2 << 20)
-        ranges = [each.keys for each in rows.ranges(50_000)]
-        assert max(map(len, ranges)) <= 10, "a reading more than the bound"
-        assert len(list(rows.keys_between(None, None))) > 3
-        assert [key for keys in rows.keys_between(None, None) for key in keys] == [
-            key for keys in ranges for key in keys
-        ]
-        every = [key[HEADER_BYTES:] for keys in ranges for key in keys]
+        ranges = list(rows.ranges(50_000))
+        assert max(each.lines.rows for each in ranges) <= 10, "a reading more than the bound"
+        parts = list(rows.keys_between(None, None))
+        assert len(parts) > 3
+        all_keys = [key for part in parts for key in part]
+        assert hashes(all_keys) == [each for range_ in ranges for each in hashes_of(rows, range_)]
+        every = [key[HEADER_BYTES:] for key in all_keys]
         assert len(every) == len(set(every)) == 40
         seen: set[bytes] = set()
         while every:
@@ -63,6 +66,29 @@ def test_ranges_of_wide_rows_are_limited_by_bytes(database: Database) -> None:
             seen |= found.keys()
             every = every[looked:]
         assert len(seen) == 40
+
+
+@pytest.mark.parametrize("count", [0, 13, 14, 15])
+def test_last_range_has_no_end_whether_it_has_rows_or_not(database: Database, count: int) -> None:
+    database.connect().execute(
+        f"CREATE TABLE public.few (id int PRIMARY KEY); INSERT INTO public.few SELECT generate_series(1, {count})"
+    )
+    with connect(database.dsn, name="test", reading=True) as connection:
+        found = [
+            (each.lines.rows, each.upto)
+            for each in TableRows(connection, "public.few", "gitlab_main", ["id"]).ranges(7)
+        ]
+    full = [(7, (str(last),)) for last in range(7, count + 1, 7)]
+    assert found == [*full, (count % 7, None)]
+
+
+def hashes(keys: list[bytes]) -> list[int]:
+    made = marks.table_marks(keys, [b""] * len(keys), 0, SECRET)
+    return [key for key, _, _ in marks.MARK.iter_unpack(made)]
+
+
+def hashes_of(rows: TableRows, range_: KeyRange) -> list[int]:
+    return [key for key, _, _ in marks.MARK.iter_unpack(rows.marks(range_.lines, 0, SECRET))]
 
 
 def test_rows_of_a_partitioned_table_are_estimated_once(database: Database) -> None:

@@ -66,7 +66,7 @@ class Record:
 
 def plan(codec: ModuleType, kind: int = 5, python: Callable[..., object] = fails) -> Any:
     column = (kind, -(1 << 63), (1 << 63) - 1, 40, 2, kind in (7, 8, 9, 10, 11), kind in (5, 11), False)
-    return codec.Plan((column, column), (0,), b"header", b"\0", (b"\x02a", b"\x02b"), (python,) * 5)
+    return codec.Plan((column, column), (0,), b"\0\0\0\0\5", b"\0", (b"\x02a", b"\x02b"), (python,) * 5)
 
 
 TEXTS: Final = (
@@ -243,6 +243,18 @@ def marks(codec: ModuleType) -> None:
             call(*arguments)
 
 
+def marks_of_lines(codec: ModuleType) -> None:
+    secret = bytes(16)
+    for kind in (5, 6):  # a column of text, and one that needs the GIL
+        made = plan(codec, kind)
+        good = b"1.5\t\\N\n"
+        for lines in (b"", good, good * 9, good * 9 + b"odd", good + NOISE * 9):
+            made.copy_marks(lines, 1, secret)
+        for arguments in ((good, 1), (good, 1, b"short"), (good, -1, secret), ("text", 1, secret), (good, "1", secret)):
+            with contextlib.suppress(TypeError, OverflowError):
+                made.copy_marks(*arguments)
+
+
 def messages(codec: ModuleType) -> None:
     message = b"d\0\0\0\x4a" + NOISE
     codec.copy_data(bytearray(message * 3 + b"d\0\0"))
@@ -266,8 +278,8 @@ def lines_of_libpq(codec: ModuleType) -> None:
 
 
 WORK: Final = (
-    encode_every_kind, encode_blocks_of_lines, refuse_plans, plans_in_a_cycle, rows, events, stretches, marks, messages,
-    lines_of_libpq,
+    encode_every_kind, encode_blocks_of_lines, refuse_plans, plans_in_a_cycle, rows, events, stretches, marks,
+    marks_of_lines, messages, lines_of_libpq,
 )  # fmt: skip
 
 
