@@ -83,7 +83,7 @@ def _summary(facts: Facts) -> Iterator[Child]:
     yield tag("p", sentence, class_=kind)
     until = facts.completed or facts.last_progress
     took = until - facts.started if until and facts.started else None
-    options = facts.declared.get("options") or {}
+    options = ", ".join(f"{key} = {value}" for key, value in (facts.declared.get("options") or {}).items())
     terms: list[tuple[str, str]] = [
         ("State", facts.state.replace("_", " ")),
         ("Started", _when(facts.started)),
@@ -92,7 +92,7 @@ def _summary(facts: Facts) -> Iterator[Child]:
         ("From start to end", _span(took) if took is not None else "not known"),
         ("Reason of the run", facts.run_reason or "not known"),
         ("Version of the migration", str(facts.declared.get("version", "not known"))),
-        ("Options", ", ".join(f"{key} = {value}" for key, value in options.items()) or "defaults"),
+        ("Options", options or ("defaults" if facts.declared else "not known")),
         ("Events passed", f"{facts.events:,}"),
         ("Rows changed", f"{facts.last.applied:,}"),
         ("Events skipped", f"{facts.last.skipped:,}"),
@@ -196,7 +196,7 @@ def _verification(facts: Facts) -> Iterator[Child]:
         yield tag("p", f"Counted for this report{how}: {_rows(facts.remaining.rows)} left to change.")
     done = [each for each in facts.actions if each.action in ("verify", "repair")]
     if not done:
-        yield tag("p", "No verification of this run is recorded; `headrace verify` makes one.")
+        yield tag("p", "No verification of this run is recorded; ", tag("code", "headrace verify"), " makes one.")
         return
     yield _table(
         None,

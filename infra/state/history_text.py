@@ -19,11 +19,12 @@ def together(entries: Sequence[HistoryEntry]) -> Iterator[list[HistoryEntry]]:
 def described(same: Sequence[HistoryEntry]) -> str:
     """Return the details of entries of one command on one subject; empty without any."""
     if len(same) == 1:
-        return ", ".join(
+        shown = ", ".join(
             key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {_text(value)}"
             for key, value in same[0].details.items()
             if value is not None and value is not False and value != {}
         )
+        return "as in the settings" if not shown and same[0].action == "pace" else shown
     outcomes = [str(entry.details.get("outcome") or entry.details.get("step") or "done") for entry in same]
     return ", ".join(f"{outcomes.count(each):,} {each}" for each in dict.fromkeys(outcomes))
 

@@ -174,6 +174,9 @@ def test_run_without_samples_is_reported_with_what_is_not_known() -> None:
 def test_unknowns_of_an_earlier_run_and_of_a_late_first_sample() -> None:
     earlier = list(unknowns(made_facts(run=1, current=False)))
     assert "The reason, the version and the options of the run: they are kept of the last run only." in earlier
+    text = text_of(report_page(made_facts(run=1, current=False, declared={}), BOB))
+    assert "Version of the migration not known Options not known" in text
+    assert "Options defaults" in text_of(report_page(made_facts(), BOB))
     late = list(unknowns(made_facts(samples=[sample(9, 9_000)])))
     assert "How the run went before its first sample, 2026-01-31 12:09:00." in late
     replayed = made_facts(run=2)

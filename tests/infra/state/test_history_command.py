@@ -43,6 +43,14 @@ def test_entries_fit_60_columns() -> None:
     assert shown[-2:] == ["2026-01-31 12:00:00Z resume skip_resets", "  deploy-token (role headrace in main, console)"]
 
 
+def test_pace_that_is_the_settings_again_says_so() -> None:
+    paces = [entry("pace", details={"max_rate": rate, "transaction_ms": None}) for rate in (2.5, None)]
+    assert list(lines(paces, 120))[::2] == [
+        "2026-01-31 12:00:00Z pace skip_resets (max rate 2.5)",
+        "2026-01-31 12:00:00Z pace skip_resets (as in the settings)",
+    ]
+
+
 def test_entries_of_one_command_are_one() -> None:
     command = uuid4()
     retried = [entry("retry", request=command, details={"event": str(n), "outcome": "applied"}) for n in range(1_200)]
