@@ -19,9 +19,9 @@ _RECORDED: Final = """
     SELECT d.name, d.prefix, d.format, d.format_by, pg_is_in_recovery(),
            (SELECT jsonb_object_agg(o.gitlab_schema, jsonb_build_array(o.owner, o.epoch))
               FROM headrace.schema_ownership o),
-           m.name, m.run, m.paused, m.completed_at IS NOT NULL, m.failed, {pace},
+           n.name, coalesce(m.run, 0), coalesce(m.paused, false), m.completed_at IS NOT NULL, m.failed, {pace},
            (SELECT h.reason FROM headrace.throttles h
-             WHERE h.migration = m.name AND h.seen_at > now() - make_interval(secs => %(fresh)s)
+             WHERE h.migration = n.name AND h.seen_at > now() - make_interval(secs => %(fresh)s)
              ORDER BY h.seen_at DESC LIMIT 1),
            p.topic, p.partition, p.next_offset, p.applied, p.skipped, p.dead_letters, p.skip_reasons, p.member,
            CASE WHEN p.updated_at > now() - make_interval(secs => %(fresh)s)
@@ -29,16 +29,22 @@ _RECORDED: Final = """
                 THEN p.rate ELSE 0 END
       FROM (SELECT) AS always
       LEFT JOIN headrace.database d ON true
-      LEFT JOIN headrace.migrations m ON %(name)s::text IS NULL OR m.name = %(name)s
+      LEFT JOIN ({names}) n ON %(name)s::text IS NULL OR n.name = %(name)s
+      LEFT JOIN headrace.migrations m ON m.name = n.name
       {join}
       LEFT JOIN headrace.progress p ON p.migration = m.name AND p.run = m.run
-     ORDER BY m.name, p.topic, p.partition
+     ORDER BY n.name, p.topic, p.partition
 """
 """Every partition has the rate of its consumer as a whole: a consumer's last one counts."""
 _STATEMENTS: Final = (
-    _RECORDED.format(pace="a.max_rate, a.transaction_ms", join="LEFT JOIN headrace.paces a ON a.migration = m.name"),
+    _RECORDED.format(
+        pace="a.max_rate, a.transaction_ms",
+        # A pace may be set before the first run.
+        names="SELECT name FROM headrace.migrations UNION SELECT migration FROM headrace.paces",
+        join="LEFT JOIN headrace.paces a ON a.migration = n.name",
+    ),
     # Until a consumer or a producer of this version has started, which creates the table.
-    _RECORDED.format(pace="NULL::float8, NULL::int", join=""),
+    _RECORDED.format(pace="NULL::float8, NULL::int", names="SELECT name FROM headrace.migrations", join=""),
 )
 
 
@@ -72,7 +78,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What a database has recorded: about itself, the prefix of its topics, and each migration that ever ran."""
+    """What a database has recorded: about itself, its prefix, and each migration that has run or has a pace."""
 
     ownership: Ownership
     prefix: str | None

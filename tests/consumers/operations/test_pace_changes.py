@@ -76,6 +76,13 @@ def test_value_that_is_not_given_stays(feed: Feed, catch_up: Callable[..., objec
     assert said == f"{NAME}: max_rate 2.5, transaction_ms as in the settings; its consumers follow within a second\n"
 
 
+@pytest.mark.stack
+def test_pace_is_shown_before_the_first_run(feed: Feed, shell: Shell) -> None:
+    shell.run("pace", NAME, "--max-rate", "7", "--transaction-ms", "30")
+    shown = status(shell)
+    assert (shown["run"], shown["state"], shown["max_rate"], shown["transaction_ms"]) == (0, "waiting", 7, 30)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
