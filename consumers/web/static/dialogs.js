@@ -2,9 +2,11 @@
 
 import { change, enter, forget, read, who } from "./api.js";
 import { byId, element, write } from "./elements.js";
-import { moment } from "./format.js";
+import { count, moment } from "./format.js";
 
-const told = (error) => (error.remedy ? `${error.message}; ${error.remedy}` : error.message);
+const MOST_LISTED = 1000;
+
+export const told = (error) => (error.remedy ? `${error.message}; ${error.remedy}` : error.message);
 
 export class TokenDialog {
   constructor(changed) {
@@ -29,8 +31,10 @@ export class TokenDialog {
     });
   }
 
-  open(then = null) {
+  // `then` is called once there is a token; `problem` says why one is asked for.
+  open(then = null, problem = "") {
     this.then = then;
+    write(this.refused, problem);
     this.dialog.showModal();
     this.field.focus();
   }
@@ -64,7 +68,7 @@ export class ChangeDialog {
     byId("change-cancel").addEventListener("click", () => this.dialog.close());
   }
 
-  // `wanted`: title, text, confirm, path, fields (elements), body() and done(answer).
+  // `wanted`: title, text, confirm, path, fields (elements), body(), done(answer), and refused() if something follows.
   open(wanted) {
     if (who() === null) {
       this.token.open(() => this.open(wanted));
@@ -89,11 +93,19 @@ export class ChangeDialog {
     write(this.refused, "");
     try {
       const answer = await change(wanted.path, { ...wanted.body(), reason: this.reason.value });
-      this.dialog.close();
+      if (this.wanted === wanted) this.dialog.close();
       this.announce(wanted.done(answer));
     } catch (error) {
-      write(this.refused, told(error));
+      if (this.wanted !== wanted) {
+        this.announce(told(error)); // the dialog shows another change by now
+        return;
+      }
       this.confirm.disabled = false;
+      if (error.status === 401) this.token.open(() => write(byId("change-operator"), who()), told(error));
+      else {
+        write(this.refused, told(error));
+        wanted.refused?.();
+      }
     }
   }
 }
@@ -196,8 +208,9 @@ export class LettersDialog {
     if (!this.dialog.open) this.dialog.showModal();
     try {
       const found = await read(`${pathOf(one, "dead-letters")}?database=${encodeURIComponent(one.database)}`);
-      this.list(found);
+      if (this.one === one) this.list(found);
     } catch (error) {
+      if (this.one !== one) return; // another list was opened meanwhile
       write(byId("letters-text"), "");
       write(this.refused, told(error));
     }
@@ -212,7 +225,7 @@ export class LettersDialog {
       ...found.given_up.map((each) => ({ name: each.name, reason: each.reason, since: each.since, key: "" })),
     ];
     write(byId("letters-text"), rows.length
-      ? "Events that could not be applied. Retry them once the cause is removed; a discarded one is never applied."
+      ? `Events that could not be applied. Retry them once the cause is removed; a discarded one is never applied.${found.dead_letters.length < MOST_LISTED ? "" : ` These are the first ${count(MOST_LISTED)}.`}`
       : "There are none.");
     this.rows.replaceChildren(...rows.map((each) => element(
       "tr", {},
@@ -235,11 +248,12 @@ export class LettersDialog {
       confirm: what === "retry" ? "Retry" : "Discard for good",
       path: pathOf(one, `dead-letters/${what}`),
       body: () => ({ database: one.database, events }),
+      refused: () => this.open(one), // another operator may have settled some
       done: (answer) => {
         this.open(one);
         const stays = Object.keys(answer.stays).length;
         return what === "retry"
-          ? `${answer.applied} applied, ${answer.unneeded} needed nothing, ${stays} still dead letters`
+          ? `${answer.applied} applied, ${answer.unneeded} needed nothing, ${stays} still dead letters${answer.taken_up ? `, ${answer.taken_up} tried again` : ""}`
           : `${answer.discarded} discarded`;
       },
     });

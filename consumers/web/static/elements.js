@@ -49,6 +49,7 @@ export class Children {
         this.made.delete(key);
       }
     }
+    const focused = document.activeElement;
     let before = null;
     for (const item of items) {
       const key = this.key(item);
@@ -59,5 +60,7 @@ export class Children {
       if (child.node !== place) this.parent.insertBefore(child.node, place);
       before = child.node;
     }
+    // An element that is moved loses the focus.
+    if (document.activeElement !== focused && this.parent.contains(focused)) focused.focus({ preventScroll: true });
   }
 }

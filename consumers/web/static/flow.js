@@ -1,6 +1,6 @@
 // The picture of what flows where: databases, topics, migrations, with the numbers of this second.
 
-import { drawn } from "./elements.js";
+import { drawn, show, write } from "./elements.js";
 import { brief, duration, rate } from "./format.js";
 import { byUrgency, keyOf, kind, label, progressOf } from "./states.js";
 
@@ -10,12 +10,14 @@ const NODE = 46;
 const GAP = 14;
 const TOP = 26;
 const MOST = 12;
+const SLOTS = { reserved: "good", extended: "good" };
 
 const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
 
 export class Flow {
-  constructor(parent) {
+  constructor(parent, leftOut) {
     this.parent = parent;
+    this.leftOut = leftOut;
     this.drawn = "";
   }
 
@@ -26,10 +28,13 @@ export class Flow {
     const topics = snapshot.topics.filter((one) => used.has(one.name)).slice(0, MOST);
     const names = new Set(topics.flatMap((one) => one.sources));
     const sources = snapshot.sources.filter((one) => names.has(one.name)).slice(0, MOST);
+    const more = migrations.length - shownMigrations.length;
+    show(this.leftOut, more > 0);
+    write(this.leftOut, `Drawn are ${MOST} of ${migrations.length} migrations, and what they read; the cards have all.`);
     const nodes = [
       sources.map((one) => ({
-        key: one.name, text: one.name, look: one.slot_status === "reserved" || one.slot_status === "extended" ? "good" : "bad",
-        small: `${duration(one.lag_seconds)} behind`,
+        key: one.name, text: one.name, look: SLOTS[one.slot_status] ?? (one.slot_status === null ? "idle" : "bad"),
+        small: one.lag_seconds === null ? "lag unknown" : `${duration(one.lag_seconds)} behind`,
       })),
       topics.map((one) => ({ key: one.name, text: one.name, look: one.rate > 0 ? "busy" : "good", small: `${brief(one.events)} events · ${rate(one.rate)} in` })),
       shownMigrations.map((one) => ({

@@ -1,7 +1,7 @@
 // Asks for one snapshot a second while the page is seen, and shows it.
 
 import { read, session, who } from "./api.js";
-import { ChangeDialog, LettersDialog, TokenDialog, paceWish, pauseWish, replayWish } from "./dialogs.js";
+import { ChangeDialog, LettersDialog, TokenDialog, paceWish, pauseWish, replayWish, told } from "./dialogs.js";
 import { Children, byId, element, mark, show, write } from "./elements.js";
 import { Flow } from "./flow.js";
 import { brief, rate } from "./format.js";
@@ -13,12 +13,15 @@ import { byUrgency, keyOf, label } from "./states.js";
 const EVERY_MS = 1000;
 const HIDDEN_MS = 15000;
 const CURVES_MS = 5000;
+const SNAPSHOT_MS = 10000;
 
 let latest = null;
 let states = new Map();
 let timer = null;
 let nextCurves = 0;
 let asked = false;
+let trouble = null;
+let version = null;
 
 const announce = (text) => write(byId("announcer"), text);
 const token = new TokenDialog(() => {
@@ -39,7 +42,7 @@ const actions = {
 };
 const migrations = new Children(byId("migration-cards"), keyOf, (one) => new MigrationCard(one, actions));
 const sources = new Children(byId("source-cards"), (one) => one.name, (one) => new SourceCard(one));
-const flow = new Flow(byId("flow"));
+const flow = new Flow(byId("flow"), byId("flow-left-out"));
 const history = new History(() => [...new Set((latest?.migrations ?? []).map((one) => one.database).filter(Boolean))].sort());
 
 let access = { changes: false, reading_needs_token: false };
@@ -77,6 +80,9 @@ function tell(snapshot) {
 
 function present(snapshot) {
   latest = snapshot;
+  version ??= snapshot.version;
+  const updated = version === snapshot.version ? [] : [`The console is of version ${snapshot.version} now: reload this page.`];
+  problems([...updated, ...snapshot.problems]);
   write(byId("prefix"), snapshot.prefix === "headrace" ? "" : snapshot.prefix);
   write(byId("version"), snapshot.version);
   const ordered = [...snapshot.migrations].sort(byUrgency);
@@ -90,7 +96,6 @@ function present(snapshot) {
   write(byId("summary"), `${running.length} running · ${rate(total)}${waiting ? ` · ${brief(waiting)} dead letters` : ""}`);
   document.title = waiting ? `(${brief(waiting)}) headrace` : "headrace";
   flow.show(snapshot);
-  problems(snapshot.problems);
   tell(snapshot);
 }
 
@@ -105,15 +110,25 @@ async function ask() {
   if (asked) return;
   asked = true;
   clearTimeout(timer);
+  const operator = who();
   try {
-    present(await read("/api/snapshot"));
+    const snapshot = await read("/api/snapshot", SNAPSHOT_MS);
+    // It may have been restarted with other tokens, or without any.
+    if (trouble !== null) await identify();
+    present(snapshot);
     mark(byId("live"), "data-state", "live");
     write(byId("live"), "live");
+    trouble = null;
     await curves();
   } catch (error) {
     mark(byId("live"), "data-state", "away");
     write(byId("live"), error.status === 401 ? "needs a token" : "console does not answer");
-    if (error.status === 401 && !byId("token-dialog").open) token.open();
+    // Asked once: whoever closes the dialog finds it behind the button.
+    if (error.status === 401 && trouble !== 401) {
+      await identify();
+      if (!byId("token-dialog").open) token.open(null, operator ? told(error) : "");
+    }
+    trouble = error.status ?? 0;
   }
   asked = false;
   timer = setTimeout(ask, document.hidden ? HIDDEN_MS : EVERY_MS);

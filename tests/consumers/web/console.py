@@ -84,9 +84,14 @@ def with_tokens(settings: Settings, tokens: Mapping[str, str] = TOKENS) -> Setti
 
 @contextmanager
 def running(
-    settings: Settings, tokens: Mapping[str, str] = TOKENS, *, hosts: tuple[str, ...] = (), reading: bool = False
+    settings: Settings,
+    tokens: Mapping[str, str] = TOKENS,
+    *,
+    hosts: tuple[str, ...] = (),
+    reading: bool = False,
+    port: int = 0,
 ) -> Iterator[Client]:
-    """Serve the console; provides a client with alice's token, if she has one."""
+    """Serve the console; provides a client with alice's token, if she has one. `port` 0 chooses a free one."""
     access = Access(ServedNames("127.0.0.1", hosts), tokens, reading_needs_token=reading)
-    with serving(with_tokens(settings, tokens), "127.0.0.1", 0, access, threading.Event()) as port:
-        yield Client(port, tokens.get("alice"))
+    with serving(with_tokens(settings, tokens), "127.0.0.1", port, access, threading.Event()) as chosen:
+        yield Client(chosen, tokens.get("alice"))

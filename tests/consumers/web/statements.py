@@ -1,4 +1,4 @@
-"""Counts the statements that a client sends to PostgreSQL, as a witness between the two."""
+"""Counts the statements that a client sends to PostgreSQL, as a witness between the two, and keeps them apart."""
 
 from __future__ import annotations
 
@@ -21,6 +21,25 @@ class Counted:
     def __init__(self) -> None:
         self.statements = 0
         self.connections = 0
+        self._away = threading.Event()
+        self._open: list[socket.socket] = []
+
+    def leave(self) -> None:
+        """End all connections, and refuse others."""
+        self._away.set()
+        while self._open:
+            with contextlib.suppress(OSError):
+                self._open.pop().shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        """Connect again."""
+        self._away.clear()
+
+    def admits(self, client: socket.socket) -> bool:
+        """Return whether the server may be reached, and know the connection."""
+        self.connections += 1
+        self._open.append(client)
+        return not self._away.is_set()
 
 
 @contextmanager
@@ -45,7 +64,9 @@ def _accept(listener: socket.socket, server: tuple[str, int], counted: Counted) 
     with contextlib.suppress(OSError):
         while True:
             client, _ = listener.accept()
-            counted.connections += 1
+            if not counted.admits(client):
+                client.close()
+                continue
             upstream = socket.create_connection(server)
             threading.Thread(target=_requests, args=(client, upstream, counted), daemon=True).start()
             threading.Thread(target=_answers, args=(upstream, client), daemon=True).start()

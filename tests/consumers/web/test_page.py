@@ -2,116 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Response, ViewportSize, expect
+from playwright.sync_api import expect
 from psycopg import sql
 
-from consumers.testing.waiting import PATIENCE, until
+from consumers.testing.waiting import until
 from infra.postgres.control import ensure_control_schema
 from infra.settings.model import Settings
 from infra.state.history import OperatorAction, read_history, record_action
-from tests.browsing import DESK, chromium, picture, require_accessible
+from tests.browsing import DESK
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill, written
-from tests.consumers.web.console import TOKEN, Client, running
+from tests.consumers.web.console import Client
+from tests.consumers.web.page.visits import MS, PHONE, Visit
 from tests.producers.sources import Source, settings_for
 from tests.producers.sources import running as producing
 
 pytestmark = pytest.mark.stack
-
-PHONE = ViewportSize(width=390, height=844)
-MS = PATIENCE * 1000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running_browser:
-        yield running_browser
-
-
-class Visit:
-    """A page whose console and requests are watched."""
-
-    def __init__(self, browser: Browser, url: str, viewport: Any = DESK, scheme: Any = "light") -> None:
-        self.said: list[str] = []
-        self.urls: list[str] = []
-        self.context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
-        self.context.set_default_timeout(MS)
-        self.page: Page = self.context.new_page()
-        self.page.on("console", self._heard)
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("response", self._answered)
-        self.page.goto(url)
-        expect(self.page.locator("#live")).to_have_text("live", timeout=MS)
-
-    def _heard(self, message: ConsoleMessage) -> None:
-        self.said.append(message.text)
-
-    def _answered(self, response: Response) -> None:
-        self.urls.append(response.url)
-
-    def card(self, name: str = "skip_resets") -> Locator:
-        return self.page.locator(f'[data-migration="{name}"]')
-
-    def state(self, text: str, name: str = "skip_resets") -> None:
-        expect(self.card(name).locator(".pill")).to_have_text(text, timeout=MS)
-
-    def give_token(self) -> None:
-        self.page.get_by_role("button", name="Read-only").click()
-        self.page.get_by_label("Your token").fill(TOKEN)
-        self.page.keyboard.press("Enter")
-        expect(self.page.get_by_role("button", name="As alice")).to_be_visible(timeout=MS)
-
-    def see_snapshots(self, count: int) -> None:
-        for _ in range(count):
-            with self.page.expect_response("**/api/snapshot"):
-                pass
-
-    def confirm(self, button: str, reason: str) -> None:
-        self.page.get_by_label("Why").fill(reason)
-        self.page.locator("#change-dialog").get_by_role("button", name=button, exact=True).click()
-        expect(self.page.locator("#change-dialog")).to_be_hidden(timeout=MS)
-
-    def require_accessible(self) -> None:
-        require_accessible(self.page)
-
-    def picture(self, name: str) -> None:
-        picture(self.page, name)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Client]]:
-    """A function that serves a console until the end of the test."""
-    with contextlib.ExitStack() as served:
-        yield lambda *arguments: served.enter_context(running(*arguments))
-
-
-@pytest.fixture
-def visit(browser: Browser, serve: Callable[..., Client]) -> Iterator[Callable[..., Visit]]:
-    """A function that opens a page, which is closed before its console.
-
-    Nothing may be said in the browser's console, or asked of another address.
-    """
-    visits: list[Visit] = []
-
-    def open_page(console: Client, **options: Any) -> Visit:
-        visits.append(Visit(browser, console.url, **options))
-        return visits[-1]
-
-    yield open_page
-    for each in visits:
-        kept = each.page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
-        assert kept == [0, 0, ""]
-        each.context.close()
-        assert each.said == []
-        assert {url.split("/")[2] for url in each.urls} == {each.urls[0].split("/")[2]}
-        assert not any(TOKEN in url for url in each.urls)
 
 
 @pytest.fixture
