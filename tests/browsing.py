@@ -1,6 +1,7 @@
 """Debian's Chromium for the tests of pages, axe, and the pictures of docs/images.
 
-`HEADRACE_PICTURES=docs/images .venv/bin/python -m pytest tests/consumers/web/test_page.py` takes them again.
+`HEADRACE_PICTURES=docs/images .venv/bin/python -m pytest tests/consumers/web/test_page.py \
+tests/consumers/report/test_report_in_browser.py` takes all pictures again.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def require_accessible(page: Page) -> None:
     assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in _SERIOUS] == []
 
 
-def picture(page: Page, name: str) -> None:
-    """Take a picture for docs/images, where pictures are wanted."""
+def picture(page: Page, name: str, *, whole: bool = False) -> None:
+    """Take a picture for docs/images, of what is seen or of the whole page, where pictures are wanted."""
     if PICTURES is not None:
         path = Path(PICTURES) / f"{name}.png"
-        page.screenshot(path=path, animations="disabled")
+        page.screenshot(path=path, animations="disabled", full_page=whole)
         assert path.stat().st_size < _LARGEST_BYTES
