@@ -60,6 +60,7 @@ def test_flow_says_what_it_leaves_out(shown: Callable[..., Visit]) -> None:
     page = shown(documents)
     left_out = page.page.locator("#flow-left-out")
     expect(left_out).to_contain_text("Drawn are 12 of 60 migrations", timeout=MS)
+    expect(left_out).to_be_visible()
     expect(page.page.locator(".flow svg")).to_have_attribute("aria-label", re.compile("12 migrations"))
     documents.append(many(2, 4, "why"))
     expect(left_out).to_be_hidden(timeout=MS)
