@@ -103,7 +103,7 @@ def test_answer_of_a_change_leaves_the_dialog_of_the_next_one_open(
 
 
 @pytest.mark.parametrize("given", ["", "two words", "tökén-of-ünicode-€", f"{TOKEN}x"])
-def test_token_that_is_none_is_explained(alone: Client, visit: Visits, given: str) -> None:
+def test_invalid_token_is_explained(alone: Client, visit: Visits, given: str) -> None:
     page = visit(alone, failures=True)
     page.page.get_by_role("button", name="Read-only").click()
     page.page.get_by_label("Your token").fill(given)
