@@ -196,13 +196,8 @@ class TopicRows:
         return clients.reading(
             self._settings,
             enable_partition_eof=True,
-            # As for the consumers (consumers.delivery.group): limits of memory, and by default fetching pauses for a
-            # second whenever the queue is full, which it is most of the time.
-            defaults={
-                "queued.max.messages.kbytes": 8_192,
-                "fetch.message.max.bytes": 262_144,
-                "fetch.queue.backoff.ms": 5,
-            },
+            # Limits of memory, as for the consumers (consumers.delivery.group).
+            defaults={"queued.max.messages.kbytes": 8_192, "fetch.message.max.bytes": 262_144},
         )
 
     def _batch(self, client: Consumer) -> list[Message]:

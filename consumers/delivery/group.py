@@ -78,12 +78,7 @@ class Group:
                 enable_partition_eof=True,
                 # librdkafka prefetches 64 MB by default, and 1 MB per partition at a time; compressed events are many
                 # times as large in memory. These limits still exceed a batch, and a larger event arrives all the same.
-                # By default fetching pauses for a second when the queue is full, which it is most of the time.
-                defaults={
-                    "queued.max.messages.kbytes": 8_192,
-                    "fetch.message.max.bytes": 262_144,
-                    "fetch.queue.backoff.ms": 5,
-                },
+                defaults={"queued.max.messages.kbytes": 8_192, "fetch.message.max.bytes": 262_144},
                 # Never guess an offset that is out of range: see _start.
                 auto_offset_reset="error",
                 on_commit=self._on_commit,

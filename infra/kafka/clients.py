@@ -101,6 +101,8 @@ def consumer(settings: KafkaSettings, group: str, *, defaults: Mapping[str, Any]
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
         "enable.partition.eof": False,
+        # By default fetching pauses for a second whenever the queue is full, which it often is.
+        "fetch.queue.backoff.ms": 5,
         "receive.message.max.bytes": max(record_bytes(settings), _fetch_bytes(settings)) + _FETCH_MARGIN,
     }
     with translated(settings):
