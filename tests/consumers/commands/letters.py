@@ -66,7 +66,8 @@ def until_stopped(process: subprocess.Popen[str]) -> None:
 
 def main(config: str, point: str, *arguments: str) -> None:
     """Run the command, as `headrace` would."""
-    vars(catalog)["migrations"] = lambda _settings: {"skip_resets": Unguarded}
+    kinds = {"skip_resets": Unguarded}
+    vars(catalog).update(migrations=lambda _settings: kinds, _own=kinds.get)
     if point != "nowhere":
         POINTS[point]()
     try:

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from consumers.commands import dead_letters_command
-from consumers.operations import catalog
 from infra.service import log
 from tests.consumers.commands.letters import Unguarded
 from tests.consumers.delivery.dead_letters import NAME, Command
+from tests.consumers.known_migrations import known_are
 
 
 @pytest.fixture
@@ -28,4 +28,4 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands' migration has no guard, so that a repeated effect shows."""
-    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: Unguarded})
+    known_are(monkeypatch, {NAME: Unguarded})

@@ -14,7 +14,6 @@ from consumers.commands.dead_letters_command import StillDeadLetters
 from consumers.contract.decisions import Change
 from consumers.contract.migration import Cursor
 from consumers.delivery.dead_letter_rows import Busy
-from consumers.operations import catalog
 from consumers.testing.waiting import until
 from infra.postgres.advisory_locks import lock_key
 from infra.settings.file import load_settings
@@ -24,6 +23,7 @@ from tests.conftest import Database
 from tests.consumers.commands.letters import Unguarded
 from tests.consumers.container_repositories import TABLE, Feed, write_settings, written
 from tests.consumers.delivery.dead_letters import NAME, Command, Connection, done, listed, make_dead_letters
+from tests.consumers.known_migrations import known_are
 from tests.producers.servers import own_server
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("unguarded")]
@@ -46,7 +46,7 @@ class LosesItsSession(Unguarded):
 def losing(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[int], None]) -> None:
     monkeypatch.setattr(LosesItsSession, "lost", [], raising=False)
     monkeypatch.setattr(LosesItsSession, "meanwhile", staticmethod(meanwhile), raising=False)
-    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: LosesItsSession})
+    known_are(monkeypatch, {NAME: LosesItsSession})
 
 
 def test_settlement_lost_in_failover_during_retry_is_retried_immediately(
@@ -103,7 +103,7 @@ def test_retry_that_lost_its_session_stops_if_another_has_the_lock(
     assert str(other.info.backend_pid) in str(stopped)
     assert 78 not in written(connection)
     other.close()
-    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: Unguarded})
+    known_are(monkeypatch, {NAME: Unguarded})
     command(config, "retry", NAME)
     assert sorted(written(connection)) == list(range(70, 90))
 

@@ -15,7 +15,6 @@ from consumers.commands.dead_letters_command import StillDeadLetters
 from consumers.dead_letters import settle
 from consumers.dead_letters.settle import read_dead_letters
 from consumers.delivery.dead_letter_topic import DeadLetterWriter, NewDeadLetter, read_dead_letters_topic
-from consumers.operations import catalog
 from consumers.operations.replay import replay
 from consumers.runtime import assembly
 from consumers.testing.waiting import PATIENCE
@@ -38,6 +37,7 @@ from tests.consumers.delivery.dead_letters import (
     listed,
     make_dead_letters,
 )
+from tests.consumers.known_migrations import known_are
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("unguarded")]
 
@@ -50,7 +50,7 @@ def test_dead_letters_are_retried_only_in_their_database(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(catalog, "migrations", lambda _settings: {NAME: OfEach})
+    known_are(monkeypatch, {NAME: OfEach})
     databases = {name: new_databases(None) for name in ("main", "ci")}
     config = write_settings(
         tmp_path / "headrace.toml",

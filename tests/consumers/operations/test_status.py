@@ -9,7 +9,6 @@ import pytest
 
 from consumers.ledger.progress import member_name
 from consumers.migrations.skip_resets import SkipResets
-from consumers.operations import catalog
 from consumers.operations.pauses import set_paused
 from consumers.operations.status import gather
 from consumers.testing.waiting import until
@@ -18,6 +17,7 @@ from infra.settings.model import Settings
 from tests.conftest import Database
 from tests.consumers.conftest import Member
 from tests.consumers.container_repositories import DEFAULT, TOO_MANY_TAGS, Feed, fill
+from tests.consumers.known_migrations import known_are
 from tests.consumers.operations.test_catalog import OncePerDatabase
 
 pytestmark = pytest.mark.stack
@@ -138,9 +138,7 @@ def test_migration_per_database_is_shown_once_per_database(
     monkeypatch: pytest.MonkeyPatch,
     section: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(
-        catalog, "migrations", lambda _settings: {"everywhere": OncePerDatabase, "skip_resets": SkipResets}
-    )
+    known_are(monkeypatch, {"everywhere": OncePerDatabase, "skip_resets": SkipResets})
     both = Settings.model_validate(
         {
             **settings.model_dump(include={"prefix", "kafka"}),
