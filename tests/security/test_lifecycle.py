@@ -74,7 +74,7 @@ def test_each_program_works_with_its_own_rights_but_not_the_others(
     producer = ("--config", str(write(tmp_path / "producer.toml", world.producer)))
     consumer = ("--config", str(write(tmp_path / "consumer.toml", world.consumer)))
     code, output = run(capsys, monkeypatch, "check", SOURCE, *producer)
-    assert (code, output.splitlines()[-1]) == (0, f"ready: Kafka; the registry; database {SOURCE}"), output
+    assert (code, output.splitlines()[-1]) == (0, f"ready: Kafka; database {SOURCE}"), output
     code, output = run(capsys, monkeypatch, "check", SOURCE, *consumer)
     assert code == 3
     assert f"role {world.consumer_role} may not replicate" in output

@@ -52,6 +52,15 @@ def alter(source: Source, name: str, **config: str) -> None:
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
     client = clients.admin(source.settings.kafka)
     client.incremental_alter_configs([resource])[resource].result(180)
+    wanted = {entry.name: entry.value for entry in entries}
+    asked = ConfigResource(ResourceType.TOPIC, name)
+
+    def shown() -> bool:
+        found = client.describe_configs([asked])[asked].result(180)
+        return {key: found[key].value for key in wanted} == wanted
+
+    # The broker that answers learns of a change a moment after the controller has confirmed it.
+    until(shown, f"the configuration of {name}")
 
 
 def checked(source: Source) -> list[Finding]:
