@@ -29,25 +29,30 @@ FAILING = 13
 REFUSAL = f"ALTER TABLE container_repositories ADD CHECK (id <> {FAILING} OR migration_state <> 'default')"
 
 
+def settings_file(path: Path, prefix: str, stack: Stack, dsn: str) -> Path:
+    """Write the settings of one source and of skip_resets, which never completes and commits a few rows at a time."""
+    return write_settings(
+        path,
+        {
+            "prefix": prefix,
+            "kafka": {"bootstrap_servers": stack.endpoints.bootstrap_servers},
+            "databases": {
+                "main": {
+                    "dsn": dsn,
+                    "gitlab_schemas": ["gitlab_main"],
+                    "tables": ["public.container_repositories"],
+                    "allow_unlimited_wal": True,
+                }
+            },
+            "migrations": {"skip_resets": {"sub_batch_size": 10, "continuous": True}},
+        },
+    )
+
+
 def write_state(directory: Path, stack: Stack, work: Path) -> None:
     """Play a migration on servers of a stack, with `work` for its settings, and write what it leaves stored."""
     with new_database(stack.postgres) as database:
-        config = write_settings(
-            work / "headrace.toml",
-            {
-                "prefix": f"s{database.name[-6:]}",
-                "kafka": {"bootstrap_servers": stack.endpoints.bootstrap_servers},
-                "databases": {
-                    "main": {
-                        "dsn": database.dsn,
-                        "gitlab_schemas": ["gitlab_main"],
-                        "tables": ["public.container_repositories"],
-                        "allow_unlimited_wal": True,
-                    }
-                },
-                "migrations": {"skip_resets": {"sub_batch_size": 10, "continuous": True}},
-            },
-        )
+        config = settings_file(work / "headrace.toml", f"s{database.name[-6:]}", stack, database.dsn)
         settings = load_settings(config)
         connection = database.connect()
         connection.execute(TABLE)

@@ -32,6 +32,7 @@ from tests.conftest import new_database
 from tests.consumers.container_repositories import TABLE, TOO_MANY_TAGS, fill, states, write_settings, written
 from tests.consumers.services import ROOT
 from tests.upgrades.next_version import PROGRAM
+from tests.upgrades.release import settings_file
 from tests.upgrades.states import RELEASED, restore, save
 
 pytestmark = pytest.mark.stack
@@ -103,22 +104,7 @@ def upgraded(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("upgrade")
     with ExitStack() as made:
         database = made.enter_context(new_database(stack.postgres))
-        config = write_settings(
-            folder / "headrace.toml",
-            {
-                "prefix": f"u{database.name[-6:]}",
-                "kafka": {"bootstrap_servers": stack.endpoints.bootstrap_servers},
-                "databases": {
-                    "main": {
-                        "dsn": database.dsn,
-                        "gitlab_schemas": ["gitlab_main"],
-                        "tables": ["public.container_repositories"],
-                        "allow_unlimited_wal": True,
-                    }
-                },
-                "migrations": {"skip_resets": {"sub_batch_size": 10, "continuous": True}},
-            },
-        )
+        config = settings_file(folder / "headrace.toml", f"u{database.name[-6:]}", stack, database.dsn)
         connection = database.connect()
         connection.execute(TABLE)
         run = Upgraded(load_settings(config), config, folder / "saved", connection)
