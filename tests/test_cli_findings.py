@@ -37,10 +37,10 @@ def test_finding_of_check_is_followed_by_its_lines(
     finding = Finding("two tables", "add them", ("[a]", '"public.a" = "b"'))
     monkeypatch.setattr(examination, "_examined", lambda *_: iter([("databases.main", finding)]))
     with pytest.raises(typer.Exit):
-        examination._check(Settings(), ["main"], [], json=False)
+        examination._check(Settings(), ["main"], [], json=False, migrations=[])
     assert capsys.readouterr().out == 'databases.main: two tables; add them\n[a]\n"public.a" = "b"\n'
     with pytest.raises(typer.Exit):
-        examination._check(Settings(), ["main"], [], json=True)
+        examination._check(Settings(), ["main"], [], json=True, migrations=[])
     (found,) = json.loads(capsys.readouterr().out)["findings"]
     assert found["shown"] == ["[a]", '"public.a" = "b"']
 

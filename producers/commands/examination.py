@@ -42,9 +42,7 @@ def report(advise: Adviser, names: Sequence[str], config: Path | None, *, as_jso
     _check(settings, sources, [*advice, *_recorded(settings), *_slow()], as_json, migrations)
 
 
-def _check(
-    settings: Settings, sources: list[str], advice: list[Advice], json: bool, migrations: Sequence[str] = ()
-) -> None:
+def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool, migrations: Sequence[str]) -> None:
     found: list[dict[str, Any]] = []
     slots: list[tuple[str, Forecast]] = []
     for where, finding in _examined(settings, sources):

@@ -54,6 +54,7 @@ class TableEncoders:
         self._table = table
         self._registry = registry
         self._made: dict[tuple[object, ...], Encoder] = {}
+        self._truncate_key: bytes | None = None
         states = {each.name: (FollowedColumn(each.number, each.type_oid), each.gone) for each in recorded}
         self._followed: Followed = {name: column for name, (column, gone) in states.items() if not gone}
         self._gone: Followed = {name: column for name, (column, gone) in states.items() if gone}
@@ -96,11 +97,15 @@ class TableEncoders:
         return encoder
 
     def truncate_key(self) -> bytes:
-        """Return the key of a truncate; registers its schema the first time, since most topics never have one."""
-        key_id = self._registry.register(f"{self._table.topic}-truncate-key", TRUNCATE_KEY)
-        if key_id not in self.registered:
+        """Return the key of a truncate; registers its schema the first time, since most topics never have one.
+
+        Raises RegistryChanged.
+        """
+        if self._truncate_key is None:
+            key_id = self._registry.register(f"{self._table.topic}-truncate-key", TRUNCATE_KEY)
             self.registered = noted(self.registered, {key_id: TRUNCATE_KEY}, f"table {self._table.name}")
-        return wire_header(key_id)
+            self._truncate_key = wire_header(key_id)
+        return self._truncate_key
 
     def _new(self, relation: Relation, now: TableNow | None) -> Encoder:
         table = self._table

@@ -10,7 +10,12 @@ from consumers.contract.migration import Migration
 from consumers.operations import catalog
 
 
+def catalog_of(kinds: Mapping[str, type[Migration]]) -> dict[str, object]:
+    """Return what makes these all migrations in the catalog's module, also where one has the name of headrace's own."""
+    return {"migrations": lambda _settings: kinds, "_own": kinds.get}
+
+
 def known_are(monkeypatch: pytest.MonkeyPatch, kinds: Mapping[str, type[Migration]]) -> None:
-    """Let these be all migrations, also where one has the name of headrace's own."""
-    monkeypatch.setattr(catalog, "migrations", lambda _settings: kinds)
-    monkeypatch.setattr(catalog, "_own", kinds.get)
+    """Let these be all migrations during a test."""
+    for name, value in catalog_of(kinds).items():
+        monkeypatch.setattr(catalog, name, value)

@@ -123,7 +123,7 @@ async function ask() {
   } catch (error) {
     mark(byId("live"), "data-state", "away");
     write(byId("live"), error.status === 401 ? "needs a token" : "console does not answer");
-    // Asked once: whoever closes the dialog finds it behind the button.
+    // Asked once: after the dialog is closed it is behind the button.
     if (error.status === 401 && trouble !== 401) {
       await identify();
       if (!byId("token-dialog").open) token.open(null, operator ? told(error) : "");

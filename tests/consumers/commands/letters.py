@@ -22,6 +22,7 @@ from consumers.migrations.skip_resets import SkipResets
 from consumers.operations import catalog
 from consumers.testing.waiting import until
 from schemas.errors import HeadraceError
+from tests.consumers.known_migrations import catalog_of
 from tests.consumers.services import ROOT
 
 
@@ -66,8 +67,7 @@ def until_stopped(process: subprocess.Popen[str]) -> None:
 
 def main(config: str, point: str, *arguments: str) -> None:
     """Run the command, as `headrace` would."""
-    kinds = {"skip_resets": Unguarded}
-    vars(catalog).update(migrations=lambda _settings: kinds, _own=kinds.get)
+    vars(catalog).update(catalog_of({"skip_resets": Unguarded}))
     if point != "nowhere":
         POINTS[point]()
     try:

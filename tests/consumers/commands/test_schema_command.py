@@ -36,6 +36,7 @@ from tests.consumers.commands.schema_commands import (
     registry_settings,
     runner,
 )
+from tests.consumers.known_migrations import known_are
 from tests.consumers.registry import LOG, TABLE, insert, insert_with_status, statuses, writes
 from tests.producers import sources
 
@@ -180,7 +181,7 @@ def test_backfill_of_the_documentation_works(
     module = types.ModuleType("visibility_backfills")
     exec(source, vars(module))
     kinds = {**catalog.migrations(settings), "visibility_backfills": module.VisibilityBackfills}
-    monkeypatch.setattr(catalog, "migrations", lambda _settings: kinds)
+    known_are(monkeypatch, kinds)
     monkeypatch.setattr(log, "configure", lambda _settings: None)
     captured = settings.database("main").model_copy(update={"tables": ("public.projects",)})
     chosen = settings.model_copy(update={"databases": {"main": captured}})

@@ -13,6 +13,7 @@ from infra.settings.model import Settings
 from schemas.errors import SettingsError, UsageError
 from schemas.events import ChangeEvent
 from schemas.gitlab_schemas import PER_DATABASE
+from tests.consumers.known_migrations import known_are
 
 
 class Everywhere(Migration):
@@ -57,7 +58,7 @@ def test_unknown_migration_is_refused_with_suggestion_and_list() -> None:
 
 def test_unknown_gitlab_schema_is_broken_unless_the_settings_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     mistyped = type("Mistyped", (Everywhere,), {"name": "mistyped", "gitlab_schema": "gitlab_mian"})
-    monkeypatch.setattr(catalog, "migrations", lambda _settings: {"mistyped": mistyped})
+    known_are(monkeypatch, {"mistyped": mistyped})
     assert "mistyped" in catalog.broken(Settings())
     assert "did you mean gitlab_main?" in str(catalog.broken(settings(main=["gitlab_main"]))["mistyped"])
     own = {"dsn": "postgresql://h/d", "gitlab_schemas": ["gitlab_mian"], "table_schemas": {"a.b": "gitlab_mian"}}

@@ -137,7 +137,7 @@ def test_table_that_is_not_captured_blocks_configured_migration(author: Author) 
     said = "migrations.profiles: it reads table public.profiles, which is not captured"
     assert said in author.run("check").stdout, "but it is reported"
     named = author.run("check", "profiles")
-    assert named.returncode == 3, "whoever names a migration means to run it"
+    assert named.returncode == 3, "a migration that is named is meant to run"
     assert said in named.stdout
     assert "ready" not in named.stdout
     author.settings(migrations={"profiles": {"batch_size": 10}})

@@ -105,6 +105,16 @@ def test_topic_that_is_emptied_forgets_its_schema_ids(registry: MemoryRegistry) 
     assert table.state.registered.keys() == {0, 1, 2}, "of keys, of values, and of the truncate's key"
 
 
+def test_id_of_a_truncates_key_that_the_topic_has_for_another_schema_stops_the_producer(
+    registry: MemoryRegistry,
+) -> None:
+    table = feed(registry, done().model_copy(update={"registered": {2: "0"}}))
+    with pytest.raises(
+        RegistryChanged, match=r"gave table public\.t schema id 2, which its topic has for another schema"
+    ):
+        table.empty(b"")
+
+
 def test_id_that_the_topic_has_for_another_schema_stops_the_producer(registry: MemoryRegistry) -> None:
     with pytest.raises(
         RegistryChanged, match=r"gave table public\.t schema id 0, which its topic has for another schema"
