@@ -22,6 +22,8 @@ _LOOSE: Final = re.compile(r"[0-9a-f]{2}")
 _OBJECT: Final = re.compile(r"[0-9a-f]{38}(?:[0-9a-f]{24})?")
 _WITH_A_PACK: Final = (".promisor", ".mtimes", ".rev", ".pack", ".idx")
 """In the order in which they are copied: a pack is visible to git once its index is there."""
+_A_PACK: Final = (".pack", ".idx")
+"""The files that every pack has."""
 _AT_ONCE: Final = 2_000
 
 
@@ -41,19 +43,22 @@ def bring_objects(source: Copy, target: Copy, seconds: float) -> Steps[None]:
     if absent:
         for pack in packs:
             for suffix in _WITH_A_PACK:
-                if (source.path / f"objects/pack/{pack}{suffix}").exists():
+                # A pack that is gone is an error: a gc has put its objects into another one.
+                if suffix in _A_PACK or (source.path / f"objects/pack/{pack}{suffix}").exists():
                     yield from _put(source, target, f"pack/{pack}{suffix}", seconds)
 
 
 def _files_missing(source: Path, target: Path) -> Steps[tuple[list[str], list[str]]]:
-    """Return the packs and loose objects of the source that are missing, or empty, in the target."""
-    packs = [name for name in _packs(source) if not (target / f"pack/{name}.pack").exists()]
+    """Return the packs and loose objects of the source that are missing, incomplete or empty in the target."""
     loose: list[str] = []
     for directory in _listed(source):
         if _LOOSE.fullmatch(directory):
             there = {each.name for each in _scanned(target / directory) if each.stat().st_size > 0}
             loose += [f"{directory}/{name}" for name in _listed(source / directory) if name not in there]
             yield Pace.BUSY
+    # Listed last, since git packs a loose object before it removes its file.
+    there = set(_packs(target))
+    packs = [name for name in _packs(source) if name not in there]
     return packs, [name for name in loose if _OBJECT.fullmatch(name[3:])]
 
 
@@ -108,7 +113,9 @@ def _sync_file(path: Path) -> None:
 
 
 def _packs(objects: Path) -> list[str]:
-    return [name.removesuffix(".idx") for name in _listed(objects / "pack") if name.endswith(".idx")]
+    """Return the packs that git sees: those of which both files are there."""
+    names = _listed(objects / "pack")
+    return [name.removesuffix(".idx") for name in names if name.endswith(".idx") and f"{name[:-4]}.pack" in names]
 
 
 def _listed(directory: Path) -> list[str]:
