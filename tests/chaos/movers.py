@@ -20,28 +20,30 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.consumers.gitserver.driver", "tests.chaos.movers"])
 _MEMBERS: Final = 2
 _PATIENCE_SECONDS: Final = 900.0
-_POINTS: Final = tuple(
-    f"consumers.moving.{point}:{when}"
+POINTS: Final = tuple(
+    f"consumers.{point}:{when}"
     for point in (
-        "copying:write_base",
-        "moves:prove",
-        "moves:carry",
-        "moves:keep_up",
-        "moves:remove",
-        "moves:finish",
-        "moves:_put_by",
-        "carrying:set_refs",
-        "carrying:write_base",
-        "carrying:bring_objects",
-        "places:Root.install",
-        "places:Root.take_away",
-        "states:advance",
-        "states:remark",
-        "cursors:move",
-        "cursors:mark_passed",
+        "repositories.clone:write_base",
+        "repositories.carry_over:bring_objects",
+        "repositories.carry_over:set_refs",
+        "repositories.carry_over:write_base",
+        "repositories.objects:_put",
+        "repositories.storage:Root.install",
+        "repositories.storage:Root.take_away",
+        "gitserver.moves:prove",
+        "gitserver.moves:carry",
+        "gitserver.moves:keep_up",
+        "gitserver.moves:remove",
+        "gitserver.moves:finish",
+        "gitserver.moves:_put_by",
+        "gitserver.states:advance",
+        "gitserver.states:remark",
+        "gitserver.cursors:move",
+        "gitserver.cursors:mark_passed",
     )
     for when in ("before", "after")
 )
+"""Steps at which a consumer is killed; see tests/consumers/gitserver/driver.py."""
 
 
 def move_under_kills(
@@ -57,7 +59,7 @@ def move_under_kills(
 
     A consumer is killed at a random moment, or at a random step of its work. `plant` is a fault that the consumers have
     (tests/consumers/gitserver/faults.py). `meanwhile` is called continuously, and stops the moves by raising. Raises
-    AssertionError when the moves make no progress.
+    AssertionError when the moves make no progress, or a consumer ended by an error.
     """
     members: list[Any] = []
     killed = 0
@@ -67,10 +69,11 @@ def move_under_kills(
             assert time.monotonic() < deadline, f"the moves make no progress: {world.states()}"
             meanwhile()
             for each in [each for each in members if not each.is_alive()]:
+                assert each.exitcode in (0, -SIGKILL), _said(world.config)
                 killed += each.exitcode == -SIGKILL
                 members.remove(each)
             while len(members) < _MEMBERS:
-                point = chance.choice(_POINTS) if killed < most and chance.random() < 0.5 else ""
+                point = chance.choice(POINTS) if killed < most and chance.random() < 0.5 else ""
                 arguments = (str(world.config), direction, plant, point, chance.choice((1, 1, 2, 5)))
                 members.append(_FORKS.Process(target=_member, args=arguments, daemon=True))
                 members[-1].start()
@@ -88,14 +91,23 @@ def move_under_kills(
 def _member(config: str, direction: str, plant: str, point: str, number: int) -> None:
     """Move until nothing is left to do; with `point`, get killed there."""
     vars(worker)["_SLOW_SECONDS"] = 0.01
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    said = os.open(_log(Path(config)), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     if plant:
         FAULTS[plant].put_back(setattr)
     if point:
         end_at(point, number, SIGKILL)
     drive(with_direction(Path(config), direction))
+
+
+def _log(config: Path) -> Path:
+    return config.with_name("consumers.log")
+
+
+def _said(config: Path) -> str:
+    """Return the last lines of the consumers, for one that ended by an error."""
+    return "\n".join(["a consumer ended by an error:", *_log(config).read_text("utf-8", "replace").split("\n")[-30:]])
 
 
 def _is_done(world: World, direction: str) -> bool:

@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 
 from infra.stack import Stack
+from tests.chaos.movers import POINTS
 from tests.chaos.repositories import play
+from tests.consumers.gitserver.driver import step_at
 from tests.consumers.gitserver.kinds import KINDS
 
 pytestmark = pytest.mark.stack
 
 _SOME = ("plain", "packed_refs", "head_is_a_symbolic_link", "lfs", "leftover_whole_but_stale", "it_lends_objects")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_the_product_has_each_step_at_which_a_consumer_is_killed(point: str) -> None:
+    assert callable(step_at(point)[2])
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import shutil
 import signal
@@ -175,28 +176,48 @@ def open_to_owners(directory: Path) -> None:
             each.chmod(0o711)
 
 
-def end_at(point: str, number: int, with_signal: signal.Signals) -> None:
-    """End or stop this process when it reaches a point for the NUMBERth time; see above."""
-    module_name, function, when = point.split(":")
+def step_at(point: str) -> tuple[Any, str, Any]:
+    """Return the owner of a point's function, its name there, and the function.
+
+    Raises ImportError or AttributeError for a point that the product does not have.
+    """
+    module_name, function, _ = point.split(":")
     owner: Any = importlib.import_module(module_name)
     *path, name = function.split(".")
     for part in path:
         owner = getattr(owner, part)
-    original = getattr(owner, name)
+    return owner, name, getattr(owner, name)
+
+
+def end_at(point: str, number: int, with_signal: signal.Signals) -> None:
+    """End or stop this process when it reaches a point for the NUMBERth time; see above. After a step of a generator is
+    after its last one.
+    """
+    owner, name, original = step_at(point)
+    when = point.rpartition(":")[2]
     calls = 0
+
+    def reached(now: str) -> None:
+        nonlocal calls
+        calls += now == "before"
+        if calls == number and now == when:
+            os.kill(os.getpid(), with_signal)
 
     @functools.wraps(original)
     def deadly(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number and when == "before":
-            os.kill(os.getpid(), with_signal)
+        reached("before")
         result = original(*arguments, **named)
-        if calls == number and when == "after":
-            os.kill(os.getpid(), with_signal)
+        reached("after")
         return result
 
-    setattr(owner, name, deadly)
+    @functools.wraps(original)
+    def deadly_steps(*arguments: Any, **named: Any) -> Steps[Any]:
+        reached("before")
+        result = yield from original(*arguments, **named)
+        reached("after")
+        return result
+
+    setattr(owner, name, deadly_steps if inspect.isgeneratorfunction(original) else deadly)
 
 
 if __name__ == "__main__":
