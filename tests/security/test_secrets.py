@@ -18,6 +18,7 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 import headrace
+from consumers.testing.waiting import until
 from infra.kafka import clients as kafka
 from infra.kafka import denials
 from infra.settings.file import load_settings
@@ -175,7 +176,8 @@ def test_ps_shows_no_secret(planted: Planted, run: Run) -> None:
         [sys.executable, "-m", "headrace", "consume", "skip_resets"], stderr=subprocess.PIPE, cwd=ROOT, text=True
     )
     try:
-        seen = psutil.Process(process.pid).cmdline()
+        # Empty between the fork and the exec.
+        seen = until(lambda: psutil.Process(process.pid).cmdline(), "the command")
         assert "consume" in seen
         assert planted.found_in(" ".join(seen)) == []
     finally:

@@ -153,21 +153,21 @@ def test_commit_that_a_later_chunk_shows_and_an_earlier_one_does_not(
 ) -> None:
     """One transaction writes the rows of a chunk that was read before it and of one that was read after it."""
     source = new_source(f"{SCHEMA}; {ROWS}", "public.t", snapshot={"chunk_rows": 7, "workers": 2})
-    wrote = threading.Event()
+    first, wrote = iter((True,)), threading.Event()
     inner = reader.read_chunk
 
     def read_chunk(connection: Any, table: Any, bounds: Any, *arguments: Any, **named: Any) -> Any:
         chunk = inner(connection, table, bounds, *arguments, **named)
-        if not wrote.is_set():
-            wrote.set()
+        if next(first, False):
             with psycopg.connect(dsn_of(source)) as writer:
                 writer.execute("UPDATE t SET n = 1 WHERE id IN (1, 100, 290)")
+            wrote.set()
         return chunk
 
     monkeypatch.setattr(copy_phase, "read_chunk", read_chunk)
     with running(source) as producer:
+        assert wrote.wait(PATIENCE)
         producer.caught_up()
-    assert wrote.is_set()
     source.require_equal("public.t")
 
 
