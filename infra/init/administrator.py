@@ -44,6 +44,8 @@ def _database(
     yield f"-- Database {name}: run in {where}, as {provider.administrator}. Idempotent."
     yield "-- Unqualified names must not resolve to objects in other schemas."
     yield "SET search_path = pg_catalog, pg_temp;"
+    yield "-- Run again, it does not report what exists already."
+    yield "SET client_min_messages = warning;"
     yield foreign_schema.script()
     yield f"-- For {', '.join(dict.fromkeys(program.name for program in own))}."
     yield _text(
@@ -69,6 +71,21 @@ def _database(
     yield from table_format.statements()
     yield control_sql().strip()
     yield from dict.fromkeys(program.own_tables for program in own if program.own_tables)
+    yield from _rows(name, database, prefix)
+    yield _text(
+        "GRANT CONNECT ON DATABASE {database} TO {role};", database=sql.Identifier(where), role=sql.Identifier(role)
+    )
+    yield _text("GRANT USAGE ON SCHEMA headrace TO {role};", role=sql.Identifier(role))
+    yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
+    yield from privileges.grants(role, programs.privileges(own))
+    if replicates:
+        yield from _publication(database)
+    yield "RESET client_min_messages;"
+    yield "RESET search_path;"
+
+
+def _rows(name: str, database: DatabaseSettings, prefix: str) -> Iterator[str]:
+    """Yield what headrace's tables have from the beginning: the database's name, and the gitlab schemas it owns."""
     yield _text(
         "INSERT INTO headrace.database AS d (name, prefix, format, format_by)"
         " VALUES ({name}, {prefix}, {format}, {program})"
@@ -85,20 +102,11 @@ def _database(
             gitlab_schema=sql.Literal(gitlab_schema),
             name=sql.Literal(name),
         )
-    yield _text(
-        "GRANT CONNECT ON DATABASE {database} TO {role};", database=sql.Identifier(where), role=sql.Identifier(role)
-    )
-    yield _text("GRANT USAGE ON SCHEMA headrace TO {role};", role=sql.Identifier(role))
-    yield _text("GRANT SELECT ON ALL TABLES IN SCHEMA headrace TO {role};", role=sql.Identifier(role))
-    yield from privileges.grants(role, programs.privileges(own))
-    if replicates:
-        yield from _publication(database)
-    yield "RESET search_path;"
 
 
 def _denied(provider: Provider) -> str:
     """Return what lets the script continue without a grant that only a superuser can give, and that is optional."""
-    return "" if provider.superuser else "EXCEPTION WHEN insufficient_privilege THEN RAISE NOTICE '%', SQLERRM; "
+    return "" if provider.superuser else "EXCEPTION WHEN insufficient_privilege THEN RAISE WARNING '%', SQLERRM; "
 
 
 def _publication(database: DatabaseSettings) -> Iterator[str]:

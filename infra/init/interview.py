@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 _DSN: Final = "postgresql://headrace@127.0.0.1:5432/gitlabhq"
+_SECRET: Final = re.compile(r"password|://[^/@]*:")
 _TABLES: Final = """
 SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
@@ -108,9 +110,13 @@ def _login(ask: Ask, say: Say, servers: Servers) -> tuple[str, list[str] | None]
 
 
 def _answered(ask: Ask, say: Say, question: str, default: str, attempt: Callable[[str], T]) -> tuple[str, T]:
-    """Return the first answer that works, and what it led to."""
+    """Return the first answer that works, and what it led to. The one before is the next default, unless a default of
+    none would be lost, or a password be shown.
+    """
     while True:
         answer = ask(question, default).strip()
+        if default and answer and not _SECRET.search(answer):
+            default = answer
         try:
             return answer, attempt(answer)
         except HeadraceError as error:

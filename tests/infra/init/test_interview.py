@@ -77,6 +77,16 @@ def test_answer_that_does_not_work_is_asked_for_again_with_the_reason(tmp_path: 
     assert any("Kafka does not answer" in line for line in operator.said)
 
 
+def test_answer_that_did_not_work_is_the_next_default_unless_it_has_a_password(tmp_path: Path) -> None:
+    mistakes = ["postgresql://other/d", "postgresql://u:secret@h/d", "host=h password=secret"]
+    operator = Operator(*mistakes, "postgresql://h/d", None, None, None, "other:1", None, "k:1")
+    settled(operator, GITLABS, tmp_path)
+    logins = [default for question, default in operator.asked if question == "PostgreSQL's connection string"]
+    assert logins == ["postgresql://headrace@127.0.0.1:5432/gitlabhq", *["postgresql://other/d"] * 3]
+    brokers = [default for question, default in operator.asked if question == "Kafka's address"]
+    assert brokers == ["127.0.0.1:9092", "other:1", "other:1"]
+
+
 def test_login_that_is_refused_is_kept_if_given_twice(tmp_path: Path) -> None:
     new = "postgresql://new_role@h/d"
     operator = Operator(new, "postgresql://other/d", "postgresql://other/d", new, "public.own", "k:1")
