@@ -203,6 +203,7 @@ class Compared(Document):
 
 
 class StaleRecord(Document):
+    database: str
     migration: str
     gitlab_schema: str
     owner: str

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def cleanup(
-    database: Annotated[str, typer.Argument(metavar="DATABASE", help="A [databases.NAME] of the settings.")],
+    database: Annotated[
+        str | None, typer.Argument(metavar="[DATABASE]", help="A [databases.NAME] of the settings. [default: all]")
+    ] = None,
     config: Config = None,
     reason: Reason = None,
     json: Json = False,
@@ -36,8 +38,9 @@ def cleanup(
     actor = operator(reason)
     settings = load_settings(config)
     log.configure(settings.log)
-    removed = remove(settings, database, actor) if yes else []
-    left = stale_records(settings, database)
+    databases = [database] if database is not None else list(settings.databases)
+    removed = [record for each in databases for record in remove(settings, each, actor)] if yes else []
+    left = [record for each in databases for record in stale_records(settings, each)]
     if json:
         typer.echo(jsonlib.dumps({"removed": [asdict(each) for each in removed], "stale": [asdict(e) for e in left]}))
         return
@@ -45,14 +48,15 @@ def cleanup(
         typer.echo(f"removed  {_line(record)}")
     for record in left:
         typer.echo(f"stale    {_line(record)}" + (f"; kept: {record.kept}" if record.kept else ""))
-    if not removed and not left:
-        typer.echo(f"{database} has no stale records")
-    elif any(record.kept is None for record in left):
-        typer.echo(f"remove them with: headrace cleanup {database} --yes")
+    for each in databases:
+        if not any(record.database == each for record in (*removed, *left)):
+            typer.echo(f"{each} has no stale records")
+    if any(record.kept is None for record in left):
+        typer.echo(f"remove them with: headrace cleanup{f' {database}' if database else ''} --yes")
 
 
 def _line(record: StaleRecord) -> str:
     return (
-        f"{record.migration} ({record.gitlab_schema}, owned by {record.owner}): run {record.run},"
+        f"{record.database}: {record.migration} ({record.gitlab_schema}, owned by {record.owner}): run {record.run},"
         f" {record.applied} applied"
     )

@@ -43,6 +43,7 @@ SELECT c.relname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 class StaleRecord:
     """The records in a database of a migration that continues elsewhere; `kept` is the reason not to remove them."""
 
+    database: str
     migration: str
     gitlab_schema: str
     owner: str
@@ -64,7 +65,7 @@ def stale_records(settings: Settings, database: str) -> list[StaleRecord]:
     records = []
     for name, gitlab_schema, recorded, run, applied in found:
         owner, kept = _confirmed(answers, gitlab_schema)
-        records.append(StaleRecord(name, gitlab_schema, owner or recorded, run, applied, kept))
+        records.append(StaleRecord(database, name, gitlab_schema, owner or recorded, run, applied, kept))
     return records
 
 
