@@ -34,7 +34,9 @@ def printable(text: str) -> str:
 
 
 class HeadraceError(Exception):
-    """See the log above for the cause."""
+    """An error that is reported in one line. The docstring of a more special class is the remedy of its errors, unless
+    one gives another.
+    """
 
     exit_code: ClassVar[int] = 1
 
@@ -43,7 +45,8 @@ class HeadraceError(Exception):
         self.problem = problem
         self.shown = shown
         """Lines that a command prints after the message, such as settings to paste."""
-        self.remedy = remedy if remedy is not None else (type(self).__doc__ or "").strip()
+        usual = "" if type(self) is HeadraceError else (type(self).__doc__ or "").strip()
+        self.remedy = usual if remedy is None else remedy
 
     def __str__(self) -> str:
         """One line: the problem, then the remedy."""

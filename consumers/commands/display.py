@@ -21,8 +21,10 @@ _SLOTS_IN_TROUBLE: Final = ("unreserved", "lost", "missing")
 _UNITS: Final = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-_MIGRATIONS: Final = ("migration", "state", "done", "applied", "remaining", "events/s", "time left")
-"""Seven narrow columns fit 80 characters; further details are printed below the table."""
+_MIGRATIONS: Final = ("migration", "state", "read", "applied", "remaining", "events/s", "time left")
+"""Seven narrow columns fit 80 characters; further details are printed below the table. `read` is the share of the
+events, `remaining` counts rows.
+"""
 _SOURCES: Final = ("source", "WAL position", "behind", "seconds", "snapshot")
 
 
@@ -122,7 +124,8 @@ def show_dry_run(result: Mapping[str, Any]) -> None:
     console = tables.console()
     console.print(
         f"{result['migration']}: {result['changes']:,} of {result['events']:,} events ask for a change; "
-        f"{result['remaining']:,} rows of {result['database']} would be changed now. Nothing was written.",
+        f"{result['remaining']:,} rows of {result['database']} would be changed now. Nothing was written, and its SQL"
+        f" was not executed: `headrace try {result['migration']} --key …` does that for one row, and rolls it back.",
         soft_wrap=not console.is_terminal,
         highlight=False,
     )

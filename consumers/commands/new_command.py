@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -18,7 +18,8 @@ from schemas.errors import Refused, UsageError
 if TYPE_CHECKING:
     from infra.settings.model import Settings
 
-_KEY: Final = "id:bigint"
+_TAKEN: Final = "id:bigint"
+"""The key if no database can be asked."""
 
 app = typer.Typer(
     help="""Write a migration of your own.
@@ -40,7 +41,10 @@ def migration(
         list[str] | None,
         typer.Option("--set", metavar="COLUMN=EXPRESSION", help="What it sets, in SQL. Repeatable."),
     ] = None,
-    key: Annotated[str, typer.Option("--key", metavar="COLUMN:TYPE", help="The table's key.")] = _KEY,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="COLUMN:TYPE", help="The table's key. [default: asks the database]"),
+    ] = None,
     gitlab_schema: Annotated[
         str | None, typer.Option("--gitlab-schema", help="Of the table, if headrace does not know it.")
     ] = None,
@@ -62,25 +66,21 @@ def migration(
     """
     from consumers.declared.declaration import schema_of
     from consumers.operations.authoring import new_migration
+    from consumers.operations.authoring.table_key import key_in_database
     from infra.settings.file import settings_path
 
-    column, key_type, assignments = new_migration.checked(name, table, key, sets or [], gitlab_schema)
+    new_migration.require_names(name, table, gitlab_schema)
     chosen = settings_path(config)
     settings = _settings(config, chosen)
-    folder = (
-        directory.absolute()
-        if directory
-        else next(iter(settings.plugin_paths), chosen.absolute().parent / "migrations")
-    )
+    folder = directory.absolute() if directory else _usual_folder(settings, chosen)
     label = schema_of(settings, table) if gitlab_schema is None else gitlab_schema
+    known = key if key is not None else key_in_database(settings, table, label)
+    column, key_type = new_migration.parse_key(_TAKEN if known is None else known)
+    assignments = new_migration.assignments(sets or [], column)
     new = new_migration.NewMigration(name, table, label, column, key_type, assignments)
     texts = {folder / file: text for file, text in new_migration.files(new).items()}
-    for path in texts:
-        if path.exists():
-            raise Refused(f"{path} exists already", remedy="choose another name, or edit that file")
     _require_free(settings, name)
-    for path, text in texts.items():
-        _write(path, text)
+    _write_all(texts)
     listed = folder.resolve() in (each.resolve() for each in settings.plugin_paths)
     if as_json:
         written = {"migration": name, "files": list(map(str, texts)), "listed": listed}
@@ -90,9 +90,13 @@ def migration(
         print(f"wrote {path}")
     if not listed:
         print(_listing(chosen, folder))
-    for line in _assumed(settings, chosen, table, key):
+    for line in _assumed(settings, chosen, table, known=known is not None):
         print(line)
     print(f"test it with: pytest {folder}")
+
+
+def _usual_folder(settings: Settings, chosen: Path) -> Path:
+    return next(iter(settings.plugin_paths), chosen.absolute().parent / "migrations")
 
 
 def _listing(chosen: Path, folder: Path) -> str:
@@ -101,12 +105,15 @@ def _listing(chosen: Path, folder: Path) -> str:
     return f"add to {chosen}, above its first section: plugin_paths = [{json.dumps(shown)}]"
 
 
-def _assumed(settings: Settings, chosen: Path, table: str, key: str) -> Iterator[str]:
-    """Yield what may be wrong with the files, for which no database was asked."""
+def _assumed(settings: Settings, chosen: Path, table: str, *, known: bool) -> Iterator[str]:
+    """Yield what may be wrong with the files; the table's key is `known` if it was given, or a database has it."""
     if settings.databases and not any(each.captures(table) for each in settings.databases.values()):
         yield f"no database of {chosen} captures {table}: correct it, or add it to the `tables` of one"
-    if key == _KEY:
-        yield "its key is taken to be id bigint: edit the files if it is not, or remove them and give --key id:uuid"
+    if not known:
+        yield (
+            "no database could be asked for its key, which is taken to be id bigint: edit the files if it is not, or"
+            " remove them and give --key id:uuid"
+        )
 
 
 def _settings(config: Path | None, chosen: Path) -> Settings:
@@ -126,6 +133,15 @@ def _require_free(settings: Settings, name: str) -> None:
         raise UsageError(f"there is a migration {name} already ({origin})", remedy="choose another name")
     if importlib.util.find_spec(name) is not None:
         raise UsageError(f"an installed module is called {name}", remedy="choose another name")
+
+
+def _write_all(texts: Mapping[Path, str]) -> None:
+    """Write files of path → text. Raises Refused, before any is written, if one of them exists."""
+    for path in texts:
+        if path.exists():
+            raise Refused(f"{path} exists already", remedy="choose another name, or edit that file")
+    for path, text in texts.items():
+        _write(path, text)
 
 
 def _write(path: Path, text: str) -> None:

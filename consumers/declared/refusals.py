@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from consumers.contract.migration import Cursor
+from consumers.contract.primary_key import primary_key
 from consumers.declared import statements
 from consumers.declared.event_condition import Term
 from consumers.declared.expression import called, tokens
@@ -40,10 +41,6 @@ SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), a.attgenerated <> 
        t.typtype = 'e' OR t.typname IN ('text', 'varchar', 'bool', 'int2', 'int4', 'int8')
   FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
  WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
-"""
-_PRIMARY_KEY: Final = """
-SELECT a.attname::text FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(number, n), pg_attribute a
- WHERE i.indrelid = %s AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.n
 """
 _FUNCTIONS: Final = """
 SELECT n.nspname::text, p.proname::text, bool_or(p.provolatile = 'v'), bool_and(p.provolatile = 'i'),
@@ -124,14 +121,17 @@ def _columns(cursor: Cursor, declaration: DeclareSettings) -> dict[str, _Column]
     found = {name: _Column(*rest) for name, *rest in cursor.execute(_COLUMNS, (oid,)).fetchall()}
     for column in declaration.key:
         if column not in found:
-            own = [name for (name,) in cursor.execute(_PRIMARY_KEY, (oid,)).fetchall()]
-            remedy = f"set key = {own}".replace("'", '"') if own else "give the table a primary key"
-            raise _Refusal(f"key: {declaration.table} has no column {column}", remedy)
+            raise _Refusal(f"key: {declaration.table} has no column {column}", _own_key(cursor, declaration))
     if key_order(cursor.connection, oid, declaration.key) is None:
-        own = [name for (name,) in cursor.execute(_PRIMARY_KEY, (oid,)).fetchall()]
-        remedy = f"set key = {own}".replace("'", '"') if own else "give the table a primary key"
-        raise _Refusal(f"key: {', '.join(declaration.key)} is no unique key of {declaration.table}", remedy)
+        problem = f"key: {', '.join(declaration.key)} is no unique key of {declaration.table}"
+        raise _Refusal(problem, _own_key(cursor, declaration))
     return found
+
+
+def _own_key(cursor: Cursor, declaration: DeclareSettings) -> str:
+    """Return the remedy for another key than the table's."""
+    own = list(primary_key(cursor.connection, declaration.table))
+    return f"set key = {own}".replace("'", '"') if own else "give the table a primary key"
 
 
 def _require_alone(cursor: Cursor, declaration: DeclareSettings, key: str, text: str) -> None:

@@ -9,6 +9,7 @@ import psycopg
 from confluent_kafka import Producer
 from psycopg import sql
 
+from consumers.contract.primary_key import primary_key
 from consumers.testing.settling import until_shown
 from infra.kafka import clients, topics
 from infra.schema_registry.topic_registry import open_registry
@@ -30,10 +31,6 @@ _ENDED_XID: Final = 7
 _COLUMNS: Final = """
 SELECT a.attname::text, a.atttypid::bigint, a.atttypmod FROM pg_attribute a
  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
-"""
-_KEY: Final = """
-SELECT a.attname::text FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(number, n), pg_attribute a
- WHERE i.indrelid = %s::regclass AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.n
 """
 
 
@@ -59,7 +56,7 @@ class RowFeed:
         self._taken: list[Texts] = []
         quoted = self.name.as_string(connection)
         columns = tuple(Column(*row) for row in connection.execute(_COLUMNS, (quoted,)))
-        self.key = tuple(str(row[0]) for row in connection.execute(_KEY, (quoted,)))
+        self.key = tuple(primary_key(connection, table))
         if not self.key:
             raise NoPrimaryKey(f"table {table} has no primary key; its CREATE TABLE has to declare one")
         self._columns = [column.name for column in columns]

@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from consumers.contract import contract_checks, counting
+from consumers.contract.primary_key import primary_key
 from consumers.declared import refusals, statements
 from consumers.declared.declared_migration import DeclaredMigration, migration_of
 from consumers.declared.sections import require_expressions
@@ -24,10 +25,6 @@ from schemas.errors import Refused
 
 COUNT_MS: Final = 5_000
 """After this the planner's estimate has to do."""
-_PRIMARY_KEY: Final = """
-SELECT a.attname::text FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(number, n), pg_attribute a
- WHERE i.indrelid = to_regclass(%s) AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.n
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +61,8 @@ def prepared(
     with connect.session(settings.database(database), name=f"new {name}") as connection:
         connect.search(connection, settings.database(database).search_path)
         if find_key:
-            table = statements.table_of(section).as_string(None)
-            found = [column for (column,) in connection.execute(_PRIMARY_KEY, (table,)).fetchall()]
-            section = section.model_copy(update={"key": tuple(found) or section.key})
+            found = tuple(primary_key(connection, section.table))
+            section = section.model_copy(update={"key": found or section.key})
             kind = migration_of(name, section, label, place)
         return section, _estimated(connection, kind, database)
 

@@ -55,10 +55,8 @@ class NewMigration:
         return f"{camel}Rows" if camel in _IMPORTED or keyword.iskeyword(camel) else camel
 
 
-def checked(
-    name: str, table: str, key: str, sets: Sequence[str], gitlab_schema: str | None = None
-) -> tuple[str, str, dict[str, str]]:
-    """Return the key's column and type, and column → expression. Raises UsageError, which names the mistake."""
+def require_names(name: str, table: str, gitlab_schema: str | None) -> None:
+    """Raise UsageError, which names the mistake, for what cannot be a name of a migration, a table or a schema."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
             f"{name!r} cannot be the name of a migration",
@@ -73,14 +71,19 @@ def checked(
         raise UsageError(
             f"--gitlab-schema {gitlab_schema!r} is not a name", remedy="such as --gitlab-schema gitlab_main"
         )
+
+
+def parse_key(key: str) -> tuple[str, str]:
+    """Return the column and the type of `COLUMN:TYPE`; without a type it is bigint. Raises UsageError."""
     column, _, key_type = key.partition(":")
     key_type = key_type.lower() or "bigint"
     if not column or not _is_name(column) or not _TYPE.fullmatch(key_type):
         raise UsageError(f"--key {key!r} is not COLUMN:TYPE", remedy="for example: --key id:uuid")
-    return column, key_type, _assignments(sets, column)
+    return column, key_type
 
 
-def _assignments(sets: Sequence[str], key: str) -> dict[str, str]:
+def assignments(sets: Sequence[str], key: str) -> dict[str, str]:
+    """Return column → expression of `COLUMN=EXPRESSION`. Raises UsageError, also for the column that is the `key`."""
     found: dict[str, str] = {}
     for each in sets:
         column, equals, expression = (part.strip() for part in each.partition("="))

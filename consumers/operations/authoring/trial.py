@@ -217,7 +217,13 @@ def _rolled_back(
         with connection.transaction(force_rollback=True), connection.cursor() as cursor:
             cursor.execute("SELECT set_config('lock_timeout', %s, true)", (str(_LOCK_MS),))
             connection.cursor_factory = Recording
-            changed = contract_checks.apply(migration, cursor, changes)
+            try:
+                changed = contract_checks.apply(migration, cursor, changes)
+            except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege):
+                raise
+            except psycopg.Error as error:
+                problem = f"the SQL of {migration.name} failed for this row: {connect.one_line(error)}"
+                raise UsageError(problem, remedy="correct it, or the row; nothing was written") from error
             connection.cursor_factory = psycopg.Cursor
     return tuple(executed), changed
 

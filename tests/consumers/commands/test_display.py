@@ -76,7 +76,7 @@ def test_every_cell_is_whole_at_60_columns(shown: Any, monkeypatch: pytest.Monke
     lines = shown(migration(), sources=(source(), source(name="ci", snapshot=odd)))
     said = " ".join(" ".join(lines).split())
     for cell in (
-        "migrations status_backfills state caught_up, done 99.9%, applied 123,456,789, remaining 9,876,543, "
+        "migrations status_backfills state caught_up, read 99.9%, applied 123,456,789, remaining 9,876,543, "
         "events/s 123,457, time left 100:00:00",
         "sources main WAL position 16/B374D848, behind 123 MB, seconds 12.5, "
         "snapshot public.container_repositories 12/34",
@@ -206,5 +206,6 @@ def test_dry_run_is_summarised(capsys: pytest.CaptureFixture[str], monkeypatch: 
         }
     )
     assert len(capsys.readouterr().out.splitlines()) == 1, "no table without rows"
-    assert "m: 10 of 1,000 events ask for a change; 9 rows of main would be changed now. Nothing was written." in out
+    assert "m: 10 of 1,000 events ask for a change; 9 rows of main would be changed now. Nothing was written, " in out
+    assert "`headrace try m --key …` does that for one row" in out
     assert "dead letter: too odd" in out

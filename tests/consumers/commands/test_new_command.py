@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import headrace
 from consumers.operations import catalog
-from schemas.errors import HeadraceError
+from schemas.errors import HeadraceError, UsageError
+from tests.conftest import Database
 
 SETS = ["--table", "public.users", "--set", "email=lower(email)"]
 
@@ -42,7 +43,7 @@ def test_three_files_are_written_next_to_the_settings_file(directory: Path) -> N
 
 
 def test_what_was_taken_for_granted_is_said(directory: Path) -> None:
-    assert "its key is taken to be id bigint" in new("one", *SETS)
+    assert "no database could be asked for its key, which is taken to be id bigint" in new("one", *SETS)
     assert "captures" not in new("two", *SETS, "--key", "id:uuid")
     (directory / "headrace.toml").write_text(
         '[databases.main]\ndsn = "postgresql://u@h/d"\ngitlab_schemas = ["gitlab_main"]\ntables = ["public.user"]\n'
@@ -119,3 +120,40 @@ def umask_of_none() -> Iterator[None]:
     before = os.umask(0)
     yield
     os.umask(before)
+
+
+@pytest.fixture
+def keyed(directory: Path, database: Database) -> Path:
+    """A settings file whose database has tables with several kinds of keys."""
+    database.connect().execute(
+        "CREATE TABLE public.bare (id bigint); CREATE TABLE public.tokens (token uuid PRIMARY KEY, name text);"
+        " CREATE TABLE public.members (group_id bigint, user_id bigint, PRIMARY KEY (group_id, user_id))"
+    )
+    tables = '{ "public.bare" = "own", "public.tokens" = "own", "public.members" = "own" }'
+    (directory / "headrace.toml").write_text(
+        f"[databases.main]\ndsn = {json.dumps(database.dsn)}\ngitlab_schemas = ['own']\ntable_schemas = {tables}\n"
+    )
+    return directory
+
+
+@pytest.mark.stack
+def test_key_is_the_databases_unless_one_is_given(keyed: Path) -> None:
+    output = new("name_tokens", "--table", "public.tokens", "--set", "name='x'")
+    text = (keyed / "migrations/name_tokens.py").read_text()
+    assert 'columns = ("token", "name")' in text
+    assert "token = ANY(%s::uuid[])" in text
+    assert "taken to be" not in output
+    new("other_key", "--table", "public.tokens", "--set", "name='x'", "--key", "id:text")
+    assert "ANY(%s::text[])" in (keyed / "migrations/other_key.py").read_text()
+
+
+@pytest.mark.stack
+def test_key_of_several_columns_is_refused_with_what_to_do(keyed: Path) -> None:
+    with pytest.raises(UsageError, match=r"public\.members has 2 columns, group_id, user_id: .*--key group_id:bigint"):
+        new("name_members", "--table", "public.members")
+    assert not (keyed / "migrations").exists()
+
+
+@pytest.mark.stack
+def test_table_without_a_key_is_written_with_the_usual_one_and_that_is_said(keyed: Path) -> None:
+    assert "taken to be id bigint" in new("fill_bare", "--table", "public.bare")

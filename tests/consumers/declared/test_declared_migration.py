@@ -105,6 +105,13 @@ def test_trial_shows_the_statement_and_writes_nothing(people: World) -> None:
     assert people.case.rows() == before
 
 
+def test_trial_says_why_the_statement_fails(people: World) -> None:
+    people.connection.execute("ALTER TABLE public.people ADD CONSTRAINT short CHECK (length(nick) < 4)")
+    key = _key(people.connection, "nick IS NULL")
+    with pytest.raises(UsageError, match=r'the SQL of nicks failed for this row: .*"short".*; correct it, or the row'):
+        attempt(people.settings, people.configured(), DATABASE, [key])
+
+
 def test_trial_of_a_row_that_is_up_to_date_or_skipped(people: World) -> None:
     key = _key(people.connection, "nick IS NOT NULL")
     assert attempt(people.settings, people.configured(), DATABASE, [key]).changed == 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from consumers.contract.discovery import discover
 from consumers.contract.plugins import in_folder
-from consumers.operations.authoring.new_migration import NewMigration, checked, files
+from consumers.operations.authoring.new_migration import NewMigration, assignments, files, parse_key, require_names
 from consumers.testing.promises import PROMISES
 from schemas.errors import UsageError
 
@@ -115,14 +116,20 @@ def test_migration_without_an_assignment_says_what_is_missing(tmp_path: Path) ->
         ({"gitlab_schema": "Gitlab"}, "--gitlab-schema 'Gitlab' is not a name"),
     ],
 )
-def test_mistake_is_refused(changed: dict[str, object], said: str) -> None:
-    usual: dict[str, object] = {"name": "lower_emails", "table": "public.users", "key": "id", "sets": ["email=''"]}
+def test_mistake_is_refused(changed: dict[str, Any], said: str) -> None:
+    usual: dict[str, Any] = {"name": "lower_emails", "table": "public.users", "key": "id", "sets": ["email=''"]}
+    given = usual | {"gitlab_schema": None} | changed
+
+    def check() -> None:
+        require_names(given["name"], given["table"], given["gitlab_schema"])
+        assignments(given["sets"], parse_key(given["key"])[0])
+
     with pytest.raises(UsageError) as refused:
-        checked(**usual | changed)  # type: ignore[arg-type]
+        check()
     assert said in str(refused.value)
 
 
 def test_arguments_are_taken_apart() -> None:
-    taken = checked("lower_emails", "public.users", "id:UUID", ["email = coalesce(email, '=')"])
-    assert taken == ("id", "uuid", {"email": "coalesce(email, '=')"})
-    assert checked("lower_emails", "public.users", "key", []) == ("key", "bigint", {})
+    assert parse_key("id:UUID") == ("id", "uuid")
+    assert parse_key("key") == ("key", "bigint")
+    assert assignments(["email = coalesce(email, '=')"], "id") == {"email": "coalesce(email, '=')"}
