@@ -43,9 +43,9 @@ def embedded_stack(directory: Path | None = None, *, brokers: int = 1, fsync: bo
 
     With several brokers (3 or 5) each record has three replicas and is acknowledged by two; `stack.kafka.brokers` has
     each by its number, to be killed, frozen and restarted. With `fsync` off, PostgreSQL's data survives the death of
-    its processes but not of the machine. A temporary directory is removed at the end, even if this process is killed.
-    Use it as a context manager, or call close(). Raises Unavailable or UsageError if a server does not start, and
-    StackNotInstalled without the extra `stack`.
+    its processes but not of the machine; a temporary directory is in memory then, where there is room. It is removed
+    at the end, even if this process is killed. Use it as a context manager, or call close(). Raises Unavailable or
+    UsageError if a server does not start, and StackNotInstalled without the extra `stack`.
     """
     require_stack()
     from infra.stack.embedded import EmbeddedStack  # noqa: PLC0415 - see above

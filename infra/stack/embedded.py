@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from infra.stack.brokers.cluster import EmbeddedKafka, at_once
 from infra.stack.interface import Endpoints
@@ -17,6 +19,8 @@ from infra.stack.processes.keeper import Keeper
 from schemas.errors import HeadraceError, UsageError
 
 FREE_BYTES_NEEDED = 512 * 1024 * 1024
+_MEMORY: Final = Path("/dev/shm")
+_MEMORY_BYTES_NEEDED: Final = 8 << 30
 
 
 class EmbeddedStack:
@@ -49,7 +53,8 @@ class EmbeddedStack:
     ) -> Self:
         """Start both at once; see `infra.stack.embedded_stack`."""
         temporary = directory is None
-        place = Path(tempfile.mkdtemp(prefix="headrace-")) if directory is None else directory
+        in_memory = None if fsync else memory_directory()
+        place = Path(tempfile.mkdtemp(prefix="headrace-", dir=in_memory)) if directory is None else directory
         keeper = Keeper(remove=place if temporary else None)
         stack = cls(place, keeper, kafka_ports=kafka_ports, postgres_port=postgres_port, fsync=fsync)
         stack._temporary = temporary
@@ -108,6 +113,20 @@ class EmbeddedStack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def memory_directory() -> Path | None:
+    """Return a directory in memory for data that need not survive the machine, None without room for it.
+
+    Databases and topics are mostly files that are created and removed, which a disk's file system takes longest for.
+    """
+    try:
+        available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text("ascii"), re.MULTILINE)
+        free = shutil.disk_usage(_MEMORY).free if os.access(_MEMORY, os.W_OK) else 0
+    except OSError:
+        return None
+    enough = available is not None and min(free, int(available[1]) << 10) >= _MEMORY_BYTES_NEEDED
+    return _MEMORY if enough else None
 
 
 def require_space(directory: Path, needed: int = FREE_BYTES_NEEDED) -> None:
