@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROWS ?=
 ONLY ?=
-# Parallel test processes, each with its own Kafka and PostgreSQL: two a processor, since they often wait for a server.
-JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
+# Parallel test processes, each with its own Kafka and PostgreSQL: more than processors, since they often wait.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1) + 1))')
 # make test: times the usual number of random histories of each model.
 HISTORIES ?=
 export HISTORIES

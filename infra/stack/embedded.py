@@ -19,7 +19,7 @@ from infra.stack.processes.keeper import Keeper
 from schemas.errors import HeadraceError, UsageError
 
 FREE_BYTES_NEEDED = 512 * 1024 * 1024
-_MEMORY: Final = Path("/dev/shm")
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private directory in it
 _MEMORY_BYTES_NEEDED: Final = 8 << 30
 
 

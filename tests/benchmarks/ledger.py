@@ -16,11 +16,12 @@ from tests.benchmarks.machine import peak_megabytes
 
 MIGRATION: Final = "skip_resets"
 
-_PROGRESS: Final = """
+PROGRESS: Final = """
 SELECT coalesce(sum(p.applied + p.skipped), 0)::bigint, coalesce(sum(p.applied), 0)::bigint
 FROM headrace.progress p JOIN headrace.migrations m ON m.name = p.migration AND m.run = p.run
 WHERE m.name = %s
 """
+"""The events that are done of a migration's run, and how many of them were applied."""
 _SETTLE_SECONDS: Final = 2.0
 _STOP_SECONDS: Final = 20.0
 
@@ -84,7 +85,7 @@ def _watched(site: Site, migration: str, processes: list[Guarded], events: int, 
         for _ in site.bench.watched("a consumer", *processes, every=every):
             if connection.execute("SELECT to_regclass('headrace.progress')").fetchone() == (None,):
                 continue
-            row = connection.execute(_PROGRESS, (migration,)).fetchone()
+            row = connection.execute(PROGRESS, (migration,)).fetchone()
             assert row is not None
             done, applied = row
             peak = max(peak, *(peak_megabytes(process.pid) for process in processes))

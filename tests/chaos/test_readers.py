@@ -31,6 +31,7 @@ def test_reader_never_fails_while_repositories_move_under_kills(played: Mapping[
 
 
 @pytest.mark.stack
+@pytest.mark.long
 @pytest.mark.parametrize("reader", _WRONG)
 def test_reader_that_ignores_the_cursors_is_detected(played: Mapping[str, Any], reader: str) -> None:
     assert played[reader]["failed"] > 0
