@@ -138,8 +138,11 @@ class Site:
         *,
         plugin_paths: Sequence[Path] = (),
         snapshot: Mapping[str, object] | None = None,
+        spill_directory: Path | None = None,
     ) -> None:
-        """`tables` are names or patterns, all of gitlab schema gitlab_main; `snapshot` are the source's settings."""
+        """`tables` are names or patterns, all of gitlab schema gitlab_main; `snapshot` and `spill_directory` are the
+        source's settings.
+        """
         self.bench = bench
         self.dsn = dsn
         self.prefix = prefix
@@ -157,6 +160,7 @@ class Site:
                             "tables": list(tables),
                             "table_schemas": dict.fromkeys(tables, "gitlab_main"),
                             "snapshot": snapshot or {},
+                            **({"spill_directory": str(spill_directory)} if spill_directory else {}),
                         }
                     },
                     "migrations": migrations or {},
