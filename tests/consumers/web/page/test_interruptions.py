@@ -54,6 +54,21 @@ def test_console_restarted_with_other_tokens_asks_for_one_once(visit: Visits) ->
         page.give_token()
 
 
+def test_token_for_reading_is_asked_for_once_however_often_it_is_missed(visit: Visits) -> None:
+    with running(NOWHERE) as console:
+        page = visit(console, failures=True)
+    live, asked = page.page.locator("#live"), page.page.locator("#token-dialog")
+    expect(live).to_have_text("console does not answer", timeout=MS)
+    with running(NOWHERE, port=console.port, reading=True):
+        expect(asked).to_be_visible(timeout=MS)
+        page.page.keyboard.press("Escape")
+        page.see_snapshots(2)
+        expect(live).to_have_text("needs a token", timeout=MS)
+        expect(asked).to_be_hidden()
+        page.give_token()
+        expect(live).to_have_text("live", timeout=MS)
+
+
 def test_token_that_is_withdrawn_during_a_change_is_asked_for_again_and_the_reason_stays(
     caught_up: Settings, connection: psycopg.Connection[Any], serve: Callable[..., Client], visit: Visits
 ) -> None:
