@@ -69,6 +69,7 @@ def config(bootstrap_servers: str, prefix: str, database: Database, tmp_path: Pa
     return path
 
 
+@pytest.mark.long
 def test_each_row_is_changed_once_whatever_is_killed(
     config: Path, database: Database, members: Callable[..., Member]
 ) -> None:

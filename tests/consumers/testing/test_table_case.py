@@ -251,6 +251,7 @@ def test_failing_sql_of_a_case_is_named(made: _Make) -> None:
         made.world(failing).case.insert()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("promise", PROMISES)
 def test_sound_migration_that_deletes_keeps_every_promise(made: _Make, promise: str) -> None:
     PROMISES[promise](made.world(DeletingCase, DeletesExpired))

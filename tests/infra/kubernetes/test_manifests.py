@@ -118,6 +118,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
     return list(yaml.safe_load_all(ran.stdout))
 
 
+@pytest.mark.long
 def test_kustomize_builds_them(built: list[Manifest]) -> None:
     kinds = sorted(each["kind"] for each in built)
     assert kinds == sorted([*(each["kind"] for each in manifests()), "ConfigMap"])
@@ -133,6 +134,7 @@ def test_kustomize_builds_them(built: list[Manifest]) -> None:
             assert template["spec"]["containers"][0]["image"].startswith("registry.example.com/headrace:")
 
 
+@pytest.mark.long
 def test_kubernetes_accepts_them(built: list[Manifest]) -> None:
     validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     checked = [each for each in built if each["kind"] not in CUSTOM]

@@ -166,12 +166,14 @@ def load(loader: Path, file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([loader, file], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_compose_loads_it(loader: Path) -> None:
     loaded = load(loader, ROOT / "docker-compose.yml")
     assert loaded.returncode == 0, loaded.stderr
     assert yaml.safe_load(loaded.stdout)["services"].keys() == services().keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("right", "wrong"), [("command:", "comand:"), ("service_healthy", "healthy")])
 def test_compose_refuses_a_mistake(loader: Path, tmp_path: Path, right: str, wrong: str) -> None:
     file = tmp_path / "docker-compose.yml"

@@ -95,6 +95,7 @@ ROWS_BY_KEY = (
 )
 
 
+@pytest.mark.long
 def test_producer_killed_at_every_point_of_a_first_snapshot(crashes: Crashes) -> None:
     require_survival(crashes, seed=1)
 

@@ -32,7 +32,9 @@ SHARED = "gitlab_shared"
 
 
 on_the_oldest_too = pytest.mark.parametrize(
-    "ends", ["ends_server", "oldest_server"], ids=["embedded", "oldest"], indirect=True
+    "ends",
+    [pytest.param("ends_server", id="embedded"), pytest.param("oldest_server", id="oldest", marks=pytest.mark.long)],
+    indirect=True,
 )
 """Marks a test that runs on the stack's PostgreSQL and on the oldest installed one."""
 

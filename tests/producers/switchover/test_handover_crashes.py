@@ -31,7 +31,9 @@ from tests.server_versions import MAJORS, server_or_skip
 pytestmark = pytest.mark.stack
 
 
-on_the_oldest_too = pytest.mark.parametrize("server", ["oldest", "embedded"], indirect=True)
+on_the_oldest_too = pytest.mark.parametrize(
+    "server", [pytest.param("oldest", marks=pytest.mark.long), "embedded"], indirect=True
+)
 """For what depends on the server: how a slot is created, and the timelines of a copy that comes back."""
 
 

@@ -35,7 +35,9 @@ def shown(browser: Browser, alone: Client) -> Iterator[Callable[..., Visit]]:
         assert each.said == []
 
 
-@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize(
+    "viewport", [pytest.param(PHONE, id="phone"), pytest.param(DESK, id="desk", marks=pytest.mark.long)]
+)
 def test_everything_fits_whatever_its_names_and_texts(shown: Callable[..., Visit], viewport: ViewportSize) -> None:
     page = shown([many(DATABASES, MIGRATIONS, HOSTILE)], viewport=viewport)
     expect(page.page.locator("[data-migration]")).to_have_count(MIGRATIONS, timeout=MS)
