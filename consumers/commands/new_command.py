@@ -93,6 +93,7 @@ def migration(
     for line in _assumed(settings, chosen, table, known=known is not None):
         print(line)
     print(f"test it with: pytest {folder}")
+    print(f"what it still lacks, such as privileges: headrace check {name}")
 
 
 def _usual_folder(settings: Settings, chosen: Path) -> Path:
