@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from infra.settings.model import Settings
 
 _TAKEN: Final = "id:bigint"
-"""The key if no database can be asked."""
+"""The key if no database has or says it."""
 
 app = typer.Typer(
     help="""Write a migration of your own.
@@ -112,7 +112,7 @@ def _assumed(settings: Settings, chosen: Path, table: str, *, known: bool) -> It
         yield f"no database of {chosen} captures {table}: correct it, or add it to the `tables` of one"
     if not known:
         yield (
-            "no database could be asked for its key, which is taken to be id bigint: edit the files if it is not, or"
+            "no database says its key, which is taken to be id bigint: edit the files if it is not, or"
             " remove them and give --key id:uuid"
         )
 

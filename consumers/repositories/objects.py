@@ -115,7 +115,8 @@ def _sync_file(path: Path) -> None:
 def _packs(objects: Path) -> list[str]:
     """Return the packs that git sees: those of which both files are there."""
     names = _listed(objects / "pack")
-    return [name.removesuffix(".idx") for name in names if name.endswith(".idx") and f"{name[:-4]}.pack" in names]
+    packs = {name.removesuffix(".pack") for name in names if name.endswith(".pack")}
+    return [name for each in names if each.endswith(".idx") and (name := each.removesuffix(".idx")) in packs]
 
 
 def _listed(directory: Path) -> list[str]:

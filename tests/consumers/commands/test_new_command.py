@@ -43,7 +43,7 @@ def test_three_files_are_written_next_to_the_settings_file(directory: Path) -> N
 
 
 def test_what_was_taken_for_granted_is_said(directory: Path) -> None:
-    assert "no database could be asked for its key, which is taken to be id bigint" in new("one", *SETS)
+    assert "no database says its key, which is taken to be id bigint" in new("one", *SETS)
     assert "captures" not in new("two", *SETS, "--key", "id:uuid")
     (directory / "headrace.toml").write_text(
         '[databases.main]\ndsn = "postgresql://u@h/d"\ngitlab_schemas = ["gitlab_main"]\ntables = ["public.user"]\n'
