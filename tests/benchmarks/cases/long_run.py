@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -157,7 +157,7 @@ def _verified(site: Site) -> Iterator[Figure]:
     began = time.monotonic()
 
     def done() -> bool:
-        course.look(_records(bench.place / "spilled"), process)
+        course.look(_rows_marked(bench.place / "spilled"), process)
         return process.poll() is not None
 
     _until(bench, "verify", done, process)
@@ -167,13 +167,15 @@ def _verified(site: Site) -> Iterator[Figure]:
     if process.poll() or any(found[kind] for kind in ("missing", "extra", "differing")):
         raise HeadraceError(f"verify found {found}", remedy="")
     bench.say("compared")
-    course.looks = [now for before, now in pairwise(course.looks) if now[1] > before[1]]
+    # Only looks that found more than every earlier one: at the end it removes its files.
+    most = accumulate((done for _, done, _ in course.looks), max)
+    course.looks = [look for look, (before, now) in zip(course.looks[1:], pairwise(most), strict=True) if now > before]
     yield Figure("long run: verify, from process start", bench.rows / seconds, "rows/s")
-    yield from course.figures("long run: verify, records")
+    yield from course.figures("long run: verify, rows of the table")
 
 
-def _records(place: Path) -> int:
-    """Return how many of the topic's records `verify` has read and written as marks, in their files."""
+def _rows_marked(place: Path) -> int:
+    """Return how many rows of the table `verify` has read and written as marks, by the size of their files."""
     with contextlib.suppress(FileNotFoundError):  # it removes them at the end
-        return sum(path.stat().st_size for path in place.rglob("topic-*")) // MARK.size
+        return sum(path.stat().st_size for path in place.rglob("table-*")) // MARK.size
     return 0
