@@ -53,7 +53,7 @@ class EmbeddedStack:
     ) -> Self:
         """Start both at once; see `infra.stack.embedded_stack`."""
         temporary = directory is None
-        in_memory = None if fsync else memory_directory()
+        in_memory = None if fsync else _memory_directory()
         place = Path(tempfile.mkdtemp(prefix="headrace-", dir=in_memory)) if directory is None else directory
         keeper = Keeper(remove=place if temporary else None)
         stack = cls(place, keeper, kafka_ports=kafka_ports, postgres_port=postgres_port, fsync=fsync)
@@ -115,7 +115,7 @@ class EmbeddedStack:
         self.close()
 
 
-def memory_directory() -> Path | None:
+def _memory_directory() -> Path | None:
     """Return a directory in memory for data that need not survive the machine, None without room for it.
 
     Databases and topics are mostly files that are created and removed, which a disk's file system takes longest for.
