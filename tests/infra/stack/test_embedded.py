@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # re-exported, not declared
 
-from infra.stack import EmbeddedStack, Stack, embedded_stack
+from infra.stack import EmbeddedStack, Stack, embedded, embedded_stack
 
 pytestmark = pytest.mark.stack
 
@@ -154,3 +155,14 @@ def test_a_killed_database_leaves_no_shared_memory() -> None:
 def shared_memory() -> set[str]:
     """Return the ids of the machine's shared memory segments."""
     return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such directory")
+@pytest.mark.parametrize(("needed", "there", "chosen"), [(1, True, True), (1 << 60, True, False), (1, False, False)])
+def test_data_that_need_not_survive_the_machine_is_in_memory_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, needed: int, there: bool, chosen: bool
+) -> None:
+    memory = tmp_path if there else tmp_path / "nowhere"
+    monkeypatch.setattr(embedded, "_MEMORY", memory)
+    monkeypatch.setattr(embedded, "_MEMORY_BYTES_NEEDED", needed)
+    assert embedded._memory_directory() == (memory if chosen else None)
