@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Final
 
@@ -91,6 +92,16 @@ def enter(name: str) -> None:
     """Move the calling thread, and what it starts from now on, into a namespace."""
     with (_NAMED / name).open("rb") as place:
         _set(place.fileno())
+
+
+def settle(name: str) -> None:
+    """Move the calling thread into a namespace for good, except for what it forks from multiprocessing's fork server.
+
+    There is one such server in a process: started from this thread, it would be in the namespace too, and with it all
+    that any other thread forks, as long as this process runs.
+    """
+    forkserver.ensure_running()
+    enter(name)
 
 
 @contextlib.contextmanager

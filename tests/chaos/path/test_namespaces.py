@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.chaos.path.namespaces import Network, entered, missing
+from tests.consumers.services import ROOT
 
 PORT = 19_999
 
@@ -82,3 +85,26 @@ def test_entered_returns_the_thread_to_its_namespace(network: Network) -> None:
     with entered(network.hub):
         assert os.readlink("/proc/thread-self/ns/net") != before
     assert os.readlink("/proc/thread-self/ns/net") == before
+
+
+SETTLED = """
+import multiprocessing, os, sys, threading
+from tests.chaos.path.namespaces import settle
+
+def fork():
+    with multiprocessing.get_context("forkserver").Pool(1) as forked:
+        return forked.apply(os.readlink, ["/proc/thread-self/ns/net"])
+
+thread = threading.Thread(target=lambda: (settle(sys.argv[1]), fork()))
+thread.start()
+thread.join()
+print(os.readlink("/proc/thread-self/ns/net") == fork())
+"""
+
+
+def test_processes_forked_by_others_are_not_in_the_namespace_of_a_thread_that_settled(network: Network) -> None:
+    # In a process of its own: this one has a fork server already if another test forks.
+    said = subprocess.run(
+        [sys.executable, "-c", SETTLED, network.hub], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "True\n"

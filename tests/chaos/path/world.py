@@ -26,7 +26,7 @@ from tests.chaos import witness
 from tests.chaos.forked import Service
 from tests.chaos.path import build, tables
 from tests.chaos.path.histories import COPIES, MIGRATIONS, RESETS
-from tests.chaos.path.namespaces import Network, enter, entered, missing
+from tests.chaos.path.namespaces import Network, entered, missing, settle
 from tests.chaos.path.targets import (
     BROKER,
     CONSUMER,
@@ -80,7 +80,7 @@ class World:
         self.network = Network(owned) if network and missing() is None else None
         if self.network is not None:
             self._closing.callback(self.network.close)
-            enter(self.network.hub)
+            settle(self.network.hub)
         cluster = Cluster(
             of_cluster(brokers),
             HEAP if brokers == 1 else SMALL_HEAP,
