@@ -31,16 +31,13 @@ def test_lines_that_an_error_shows_follow_its_message(
     assert capsys.readouterr() == ("", shown)
 
 
-def test_finding_of_check_is_followed_by_its_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    finding = Finding("two tables", "add them", ("[a]", '"public.a" = "b"'))
-    monkeypatch.setattr(examination, "_examined", lambda *_: iter([("databases.main", finding)]))
+def test_finding_of_check_is_followed_by_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    examined = [("databases.main", Finding("two tables", "add them", ("[a]", '"public.a" = "b"')))]
     with pytest.raises(typer.Exit):
-        examination._check(Settings(), ["main"], [], json=False, migrations=[])
+        examination.show(Settings(), ["main"], [], [], examined, as_json=False)
     assert capsys.readouterr().out == 'databases.main: two tables; add them\n[a]\n"public.a" = "b"\n'
     with pytest.raises(typer.Exit):
-        examination._check(Settings(), ["main"], [], json=True, migrations=[])
+        examination.show(Settings(), ["main"], [], [], examined, as_json=True)
     (found,) = json.loads(capsys.readouterr().out)["findings"]
     assert found["shown"] == ["[a]", '"public.a" = "b"']
 

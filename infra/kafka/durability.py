@@ -8,7 +8,7 @@ from typing import Final
 
 from infra.cli.advice import Advice
 from infra.kafka import clients
-from infra.kafka.topics import configurations
+from infra.kafka.topic_configurations import TopicConfigurations
 from infra.settings.model import Settings
 from schemas.topics import dead_letters_topic, positions_topic, schemas_topic
 
@@ -22,7 +22,7 @@ _ONE_BROKER: Final = (
 )
 
 
-def weaknesses(settings: Settings) -> Iterator[Advice]:
+def weaknesses(settings: Settings, topics: TopicConfigurations) -> Iterator[Advice]:
     """Yield what could lose or block events when a broker dies, for topics that start with the prefix.
 
     What may not be read is skipped. Raises BrokerUnavailable.
@@ -46,14 +46,14 @@ def weaknesses(settings: Settings) -> Iterator[Advice]:
         if name.startswith(f"{settings.prefix}.") and not topic.error and topic.partitions
     }
     named: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-    configured = configurations(settings.kafka, own)
+    configured = topics.of(own) if brokers > 1 else {}
     for name, replicas in sorted(own.items()):
         for weakness in _of_topic(min(replicas), configured.get(name, {}), wanted) if brokers > 1 else ():
             named[weakness].append(name)
         if not _of_headrace(settings.prefix, name) and len(replicas) != settings.kafka.partitions:
             named[_partitions(len(replicas), settings.kafka.partitions)].append(name)
-    for (problem, remedy), topics in named.items():
-        yield Advice("kafka", problem, tuple(topics), remedy)
+    for (problem, remedy), of_them in named.items():
+        yield Advice("kafka", problem, tuple(of_them), remedy)
 
 
 def _of_topic(replicas: int, configuration: Mapping[str, str], wanted: int) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from infra.kafka.topics import configurations
-from infra.settings.model import KafkaSettings
+from infra.kafka.topic_configurations import TopicConfigurations
 from schemas.errors import PreflightFailed
 
 _STATE_BYTES: Final = 1_000_000
@@ -20,19 +19,19 @@ class TopicUnfit(PreflightFailed):
     """Alter the topic with Kafka's kafka-configs.sh, then start again."""
 
 
-def require(settings: KafkaSettings, tables: Iterable[str], state: Iterable[str]) -> None:
+def require(configured: TopicConfigurations, tables: Iterable[str], state: Iterable[str]) -> None:
     """Raise TopicUnfit for the first topic that would lose required records; see `unfit`."""
-    for problem in unfit(settings, tables, state):
+    for problem in unfit(configured, tables, state):
         raise problem
 
 
-def unfit(settings: KafkaSettings, tables: Iterable[str], state: Iterable[str]) -> Iterator[TopicUnfit]:
+def unfit(configured: TopicConfigurations, tables: Iterable[str], state: Iterable[str]) -> Iterator[TopicUnfit]:
     """Yield the problems of topics of tables, and of those of headrace's own state.
 
     Topics that do not exist, or whose configuration may not be read, are skipped.
     """
     own = frozenset(state)
-    found = configurations(settings, [*tables, *own])
+    found = configured.of([*tables, *own])
     for name in sorted(found):
         configuration = found[name]
         if "delete" in {each.strip() for each in configuration.get("cleanup.policy", "").split(",")}:
@@ -50,9 +49,9 @@ def unfit(settings: KafkaSettings, tables: Iterable[str], state: Iterable[str]) 
             )
 
 
-def forgetful(settings: KafkaSettings, tables: Iterable[str]) -> Iterator[tuple[str, str]]:
+def forgetful(configured: TopicConfigurations, tables: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield problem and remedy for each table's topic that drops deletes before a slow reader may have read them."""
-    for name, configuration in sorted(configurations(settings, list(tables)).items()):
+    for name, configuration in sorted(configured.of(list(tables)).items()):
         kept = int(configuration.get("delete.retention.ms", DELETES_SECONDS * 1000)) // 1000
         if kept < DELETES_SECONDS:
             yield (

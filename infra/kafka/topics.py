@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -15,7 +16,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicMetadata  # type: ignore[attr-defined]  # exported, but not by name
 
 from infra.kafka import clients
 from infra.kafka.denials import DENIALS
@@ -37,10 +38,10 @@ ONLY_PARTITION = 0
 """The partition of headrace's own state: always explicit, since a topic created in advance may have more."""
 
 _TIMEOUT = 30.0
-_BATCH_BYTES = 1_000
+BATCH_BYTES = 1_000
 """More than the overhead of a batch with one record."""
 
-_SETTLING = {
+SETTLING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -49,8 +50,6 @@ _SETTLING = {
     KafkaError._NOENT,
 }
 """Temporary errors of a broker that is taking over a partition."""
-
-_UNREADABLE = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
 
 
 def ensure_topic(
@@ -61,7 +60,15 @@ def ensure_topic(
     config: Mapping[str, str] = COMPACTED,
 ) -> int:
     """Create topic `name` unless it exists, and return its number of partitions. See `ensure_topics`."""
-    return ensure_topics(settings, [name], partitions=partitions, config=config)[name]
+    return ensure_topics(settings, [name], partitions=partitions, config=config).partitions[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """Topics that exist now: topic → number of partitions, and those of them that this call created."""
+
+    partitions: Mapping[str, int]
+    created: frozenset[str]
 
 
 def ensure_topics(
@@ -70,8 +77,8 @@ def ensure_topics(
     *,
     partitions: int | None = None,
     config: Mapping[str, str] = COMPACTED,
-) -> dict[str, int]:
-    """Create the missing topics in one request; return name → number of partitions.
+) -> Ensured:
+    """Create the missing topics in one request.
 
     An existing topic keeps its partitions: a key must stay in its partition. A new one accepts records of the size that
     clients send (`clients.record_bytes`), unless `config` overrides it.
@@ -80,7 +87,7 @@ def ensure_topics(
         client = clients.admin(settings)
         wanted = partitions or settings.partitions
         counts = {name: len(found.partitions) for name, found in _existing(client, names).items()}
-        limits = {"max.message.bytes": str(clients.record_bytes(settings) + _BATCH_BYTES), **config}
+        limits = {"max.message.bytes": str(clients.record_bytes(settings) + BATCH_BYTES), **config}
         new = [
             NewTopic(name, num_partitions=wanted, replication_factor=settings.replication_factor, config=limits)
             for name in names
@@ -88,6 +95,7 @@ def ensure_topics(
         ]
         made = client.create_topics(new, operation_timeout=_TIMEOUT) if new else {}
         expected = dict.fromkeys(made, wanted)
+        created = set(made)
         for name, future in made.items():
             try:
                 future.result(_TIMEOUT)
@@ -95,17 +103,16 @@ def ensure_topics(
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
                 expected[name] = 1  # another process created it
+                created.remove(name)
         # Other brokers learn of a new topic later than the controller, and answer that it does not exist.
-        deadline = time.monotonic() + _TIMEOUT
+        started = time.monotonic()
         while left := made.keys() - counts.keys():
-            there = client.list_topics(timeout=_TIMEOUT).topics
-            counts |= {
-                name: len(there[name].partitions) for name in left if _has_leaders(there.get(name), expected[name])
-            }
-            if time.monotonic() > deadline:
+            counts |= {name: led for name, led in _led_partitions(client, left).items() if led >= expected[name]}
+            if (waited := time.monotonic() - started) > _TIMEOUT:
                 raise BrokerUnavailable(f"topic {min(left)} has no leader {_TIMEOUT:.0f} s after its creation")
-            time.sleep(0.01)
-        return {name: counts[name] or wanted for name in names}
+            # A broker that is creating thousands of partitions has better things to do than to answer.
+            time.sleep(min(0.2, 0.01 + waited / 10))
+        return Ensured({name: counts[name] or wanted for name in names}, frozenset(created))
 
 
 def _existing(client: AdminClient, names: Collection[str]) -> dict[str, TopicMetadata]:
@@ -130,31 +137,20 @@ def is_there(found: TopicMetadata | None) -> bool:
     return found is not None and found.error is None
 
 
-def _has_leaders(found: TopicMetadata | None, partitions: int) -> bool:
-    if found is None or found.error or len(found.partitions) < partitions:
-        return False
-    return all(partition.leader >= 0 for partition in found.partitions.values())
-
-
-def configurations(settings: KafkaSettings, names: Collection[str]) -> dict[str, dict[str, str]]:
-    """Return topic → its configuration, including the broker's defaults.
-
-    A topic that does not exist, or whose configuration may not be read, is left out.
-    """
-    with clients.translated(settings):
-        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-        client = clients.admin(settings)  # kept in a variable: its futures end with it
-        answers = client.describe_configs(resources, request_timeout=_TIMEOUT) if resources else {}
-        found: dict[str, dict[str, str]] = {}
-        for resource, future in answers.items():
-            try:
-                entries = future.result(_TIMEOUT)
-            except KafkaException as error:
-                if error.args[0].code() not in _UNREADABLE | _SETTLING:
-                    raise
-            else:
-                found[resource.name] = {name: entry.value for name, entry in entries.items()}
-        return found
+def _led_partitions(client: AdminClient, names: Collection[str]) -> dict[str, int]:
+    """Return topic → number of partitions, of those that exist and whose partitions all have a leader."""
+    answers = client.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT)
+    found: dict[str, int] = {}
+    for name, future in answers.items():
+        try:
+            partitions = future.result(_TIMEOUT).partitions
+        except KafkaException as error:
+            if error.args[0].code() not in SETTLING:
+                raise
+        else:
+            if all(partition.leader is not None for partition in partitions):
+                found[name] = len(partitions)
+    return found
 
 
 def partition_counts(settings: KafkaSettings) -> dict[str, int]:
@@ -162,18 +158,6 @@ def partition_counts(settings: KafkaSettings) -> dict[str, int]:
     with clients.translated(settings):
         found = clients.admin(settings).list_topics(timeout=_TIMEOUT).topics
         return {name: len(topic.partitions) for name, topic in found.items() if not topic.error}
-
-
-def largest_records(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int]:
-    """Return topic → the maximum size of a record, by the limits of topic and clients.
-
-    A topic whose configuration may not be read counts as without its own limit.
-    """
-    limit = clients.record_bytes(settings)
-    limits = dict.fromkeys(names, limit)
-    for name, configuration in configurations(settings, names).items():
-        limits[name] = min(limit, int(configuration["max.message.bytes"]) - _BATCH_BYTES)
-    return limits
 
 
 def delete_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
@@ -228,7 +212,7 @@ def end_offsets_of(settings: KafkaSettings, topics: Collection[str]) -> dict[str
                     ends.setdefault(place.topic, {})[place.partition] = int(answers[place].result(_TIMEOUT).offset)
                 return ends
             except KafkaException as error:
-                if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
+                if error.args[0].code() not in SETTLING or time.monotonic() > deadline:
                     raise
             time.sleep(0.01)
 
@@ -269,7 +253,7 @@ def _watermark(client: Consumer, place: TopicPartition, which: int) -> int:
         try:
             return int(client.get_watermark_offsets(place, timeout=_TIMEOUT)[which])
         except KafkaException as error:
-            if error.args[0].code() not in _SETTLING or time.monotonic() > deadline:
+            if error.args[0].code() not in SETTLING or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
 
@@ -305,7 +289,7 @@ class LogReader:
                     yield message
                 elif error.code() == KafkaError._PARTITION_EOF:
                     return
-                elif error.code() not in _SETTLING or time.monotonic() > deadline:
+                elif error.code() not in SETTLING or time.monotonic() > deadline:
                     raise KafkaException(error)
                 else:
                     # One broker knows the topic, its leader not yet, or no longer.

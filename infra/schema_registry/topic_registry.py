@@ -71,6 +71,15 @@ def open_registry(settings: Settings) -> Registry:
     return UrlRegistry(settings.registry)
 
 
+def prepare(settings: Settings) -> None:
+    """Create the topic of a registry without a URL, which is done before the topics of a thousand tables.
+
+    Kafka creates the files of topics one after another, and writes to the last one many seconds later.
+    """
+    if not settings.registry.url:
+        topics.ensure_topic(settings.kafka, schemas_topic(settings.prefix), partitions=1)
+
+
 def ensure_answers(settings: Settings) -> None:
     """Raise HeadraceError unless a registry answers at the settings' URL; without a URL there is nothing to check."""
     if settings.registry.url:

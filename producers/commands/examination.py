@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import typer
 from infra.cli.advice import Advice, Adviser
 from infra.guard import given_away
 from infra.kafka import clients, denials, durability, topic_requirements
+from infra.kafka.topic_configurations import TopicConfigurations
 from infra.postgres.connect import session
 from infra.rights import kafka_rights
 from infra.schema_registry.topic_registry import ensure_answers, ensure_registers
@@ -22,7 +23,7 @@ from infra.settings.model import Settings
 from infra.state.positions import Positions, read_sources
 from infra.state.snapshot_requests import RequestRefused
 from producers.publish.registry_check import changed_registry
-from producers.session.check import contradicted_patterns, hindrances, outlook, partial_updates
+from producers.session.check import hindrances, of_tables, outlook
 from producers.session.slot_monitor import Forecast
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
@@ -39,37 +40,47 @@ def report(advise: Adviser, names: Sequence[str], config: Path | None, *, as_jso
     sources = [name for name in known if not names or name in names]
     migrations = [name for name in names if name not in known]
     advice = [*advise(settings, migrations)] if migrations or not names else []
-    _check(settings, sources, [*advice, *_recorded(settings), *_slow()], as_json, migrations)
+    topics = TopicConfigurations(settings.kafka)
+    advice += [*_recorded(settings, topics), *_slow()]
+    show(settings, sources, migrations, advice, _examined(settings, sources, topics), as_json=as_json)
 
 
-def _check(settings: Settings, sources: list[str], advice: list[Advice], json: bool, migrations: Sequence[str]) -> None:
+def show(
+    settings: Settings,
+    sources: Sequence[str],
+    migrations: Sequence[str],
+    advice: Sequence[Advice],
+    examined: Iterable[tuple[str, Finding | Forecast | Advice]],
+    *,
+    as_json: bool,
+) -> None:
+    """Print findings and advice, each found with where it was; raises typer.Exit with 3 if one prevents a start."""
     found: list[dict[str, Any]] = []
     slots: list[tuple[str, Forecast]] = []
-    for where, finding in _examined(settings, sources):
+    advised = [*advice]
+    for where, finding in examined:
         if isinstance(finding, Forecast):
             slots.append((where, finding))
         elif isinstance(finding, Advice):
-            advice = [*advice, finding]
+            advised.append(finding)
         else:
             found.append({"where": where, **asdict(finding)})
-    for each in advice:
-        if each.blocks:
-            found.append(each.document())
-    advice = [each for each in advice if not each.blocks]
-    if json:
+    found += [each.document() for each in advised if each.blocks]
+    advised = [each for each in advised if not each.blocks]
+    if as_json:
         described = [forecast.document(where.partition(".")[2]) for where, forecast in slots]
-        advised = [each.document() for each in advice]
-        print(jsonlib.dumps({"findings": found, "slots": described, "advice": advised}))
-    for one in [] if json else found:
+        documents = [each.document() for each in advised]
+        print(json.dumps({"findings": found, "slots": described, "advice": documents}))
+    for one in [] if as_json else found:
         lines = [f"{one['where']}: {one['problem']}; {one['remedy']}", *one["shown"]]
         print("\n".join(map(printable, lines)))
-    for where, forecast in [] if json else slots:
+    for where, forecast in [] if as_json else slots:
         print(printable(f"{where}: {'WARNING: ' if forecast.at_risk else ''}{forecast}"))
-    for each in [] if json else advice:
+    for each in [] if as_json else advised:
         print(str(each))
     if found:
         raise typer.Exit(PreflightFailed.exit_code)
-    if not json:
+    if not as_json:
         print(printable(_ready(settings, sources, migrations)))
 
 
@@ -85,7 +96,7 @@ def _ready(settings: Settings, sources: Sequence[str], migrations: Sequence[str]
     return f"ready: {'; '.join(examined)}"
 
 
-def _recorded(settings: Settings) -> Iterator[Advice]:
+def _recorded(settings: Settings, topics: TopicConfigurations) -> Iterator[Advice]:
     """Yield advice from the positions that blocks no start."""
     try:
         clients.ensure_reachable(settings.kafka)
@@ -96,10 +107,10 @@ def _recorded(settings: Settings) -> Iterator[Advice]:
         if state.stream is not None and state.stream.refused_request is not None:
             problem = f"the last request to re-snapshot a table was refused: {state.stream.refused_request}"
             yield Advice(f"databases.{name}", problem, (), RequestRefused.__doc__ or "")
-        topics = [snapshot.topic for snapshot in state.snapshots.values()]
-        for problem, remedy in topic_requirements.forgetful(settings.kafka, topics):
+        tables = [snapshot.topic for snapshot in state.snapshots.values()]
+        for problem, remedy in topic_requirements.forgetful(topics, tables):
             yield Advice(f"databases.{name}", problem, (), remedy)
-    yield from durability.weaknesses(settings)
+    yield from durability.weaknesses(settings, topics)
     yield from given_away.advise(settings, sources)
 
 
@@ -108,7 +119,9 @@ def _slow() -> Iterator[Advice]:
         yield Advice("headrace", implementation.MISSING, (), implementation.MISSING_REMEDY)
 
 
-def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Finding | Forecast | Advice]]:
+def _examined(
+    settings: Settings, sources: Sequence[str], topics: TopicConfigurations
+) -> Iterator[tuple[str, Finding | Forecast | Advice]]:
     positions: Positions | None = None
     try:
         clients.ensure_reachable(settings.kafka)
@@ -127,18 +140,17 @@ def _examined(settings: Settings, sources: list[str]) -> Iterator[tuple[str, Fin
             continue
         try:
             with session(settings.databases[name], name="check", reading=True) as connection:
-                for finding in hindrances(connection, settings, name, positions):
+                for finding in hindrances(connection, settings, name, positions, topics):
                     yield f"databases.{name}", finding
                 forecast = outlook(connection, settings, name, positions)
                 if forecast is not None:
                     yield f"databases.{name}", forecast
-                for advise in (contradicted_patterns, partial_updates):
-                    yield from ((advice.where, advice) for advice in advise(connection, settings, name))
+                yield from ((advice.where, advice) for advice in of_tables(connection, settings, name))
         except HeadraceError as error:
             yield f"databases.{name}", Finding(error.problem, error.remedy, error.shown)
 
 
-def _of_registry(settings: Settings, sources: list[str], positions: Positions | None) -> Iterator[Finding]:
+def _of_registry(settings: Settings, sources: Sequence[str], positions: Positions | None) -> Iterator[Finding]:
     """Yield the recorded topics whose schemas the registry does not have, and what it denies to producers."""
     try:
         recorded = {name: state.snapshots for name, state in positions.sources().items()} if positions else {}

@@ -6,16 +6,18 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import psycopg
 
 from infra.kafka import durability, topic_requirements
-from infra.kafka.topics import STATE, ensure_topic, ensure_topics, largest_records
+from infra.kafka.topic_configurations import TopicConfigurations
+from infra.kafka.topics import STATE, ensure_topic, ensure_topics
 from infra.postgres.connect import one_line
 from infra.postgres.control import opened_lsn
-from infra.schema_registry.topic_registry import open_registry
+from infra.schema_registry import topic_registry
 from infra.service import log
 from infra.service.service_state import SLOT, THIS
 from infra.settings.database_login import Address
@@ -55,8 +57,16 @@ SELECT pid FROM pg_locks
 """
 
 
-def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTable], lines: log.Log) -> dict[str, int]:
-    """Create missing topics; return table → its topic's number of partitions.
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Table → what a start needs to know of its topic, and the names of the topics that this start created."""
+
+    of: Mapping[str, TableTopic]
+    created: frozenset[str]
+
+
+def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTable], lines: log.Log) -> Topics:
+    """Create missing topics.
 
     Raises TopicUnfit for a topic that would lose records it has to keep.
     """
@@ -64,33 +74,40 @@ def prepare_topics(settings: Settings, source: str, tables: Sequence[CapturedTab
     positions = positions_topic(settings.prefix)
     with Stalls(f"{settings.prefix}.{source}") as stalls, stalls.watching("create the topics"):
         ensure_topic(settings.kafka, positions, partitions=1, config=STATE)
-        made = ensure_topics(settings.kafka, [table.topic for table in tables])
-        topic_requirements.require(settings.kafka, made, (positions, schemas_topic(settings.prefix)))
-    for weakness in durability.weaknesses(settings):
+        topic_registry.prepare(settings)
+        ensured = ensure_topics(settings.kafka, [table.topic for table in tables])
+        configured = TopicConfigurations(settings.kafka)
+        topic_requirements.require(configured, ensured.partitions, (positions, schemas_topic(settings.prefix)))
+    for weakness in durability.weaknesses(settings, configured):
         fields = {"topics": len(weakness.shown), "first": weakness.shown[0]} if weakness.shown else {}
         reason = weakness.problem.removeprefix("WARNING: ")
         lines.warning("Kafka setup is not durable", **{log.REASON: reason}, remedy=weakness.remedy, **fields)
-    lines.info("topics ready", topics=len(made))
-    return {table.name: made[table.topic] for table in tables}
+    lines.info("topics ready", topics=len(ensured.partitions))
+    return Topics(
+        {
+            table.name: TableTopic(ensured.partitions[table.topic], configured.largest_record(table.topic))
+            for table in tables
+        },
+        ensured.created,
+    )
 
 
 def open_feeds(
     settings: Settings,
     source: str,
     tables: Sequence[CapturedTable],
-    partitions: Mapping[str, int],
+    topics: Topics,
     snapshots: Mapping[str, SnapshotState],
     scope: Scope,
     watch: TableWatch,
     *,
     not_before: int,
 ) -> list[TableFeed]:
-    """Return the tables' feeds, each with its progress in `snapshots`; `partitions` is table → partitions of its topic.
+    """Return the tables' feeds, each with its progress in `snapshots`.
 
     Raises TableStopped when every table that the source owns is stopped.
     """
-    registry = open_registry(settings)
-    largest = largest_records(settings.kafka, [table.topic for table in tables])
+    registry = topic_registry.open_registry(settings)
     fresh = [table for table in scope.here(tables) if table.name not in snapshots or snapshots[table.name].from_scratch]
     for table in fresh:
         registry.forget(f"{table.topic}-key")
@@ -103,7 +120,7 @@ def open_feeds(
         TableFeed(
             source,
             table,
-            TableTopic(partitions[table.name], largest[table.topic]),
+            topics.of[table.name],
             registry,
             snapshots.get(table.name) or scope.given.get(table.name),
             not_before=not_before,

@@ -10,11 +10,12 @@ import psycopg
 
 from infra.cli.advice import Advice
 from infra.kafka import denials, topic_requirements
+from infra.kafka.topic_configurations import TopicConfigurations
 from infra.postgres import standbys
 from infra.postgres.connect import is_standby
 from infra.postgres.control import database_name, opened_lsn, owners
 from infra.rights import kafka_rights, privileges
-from infra.settings.model import Settings
+from infra.settings.model import DatabaseSettings, Settings
 from infra.settings.table_labels import TableLabels, label_line
 from infra.state.positions import Positions, SnapshotState, SourceState
 from producers.session import handover as ownership
@@ -39,11 +40,15 @@ _SETTLED_SECONDS: Final = 5.0
 
 
 def hindrances(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    positions: Positions | None,
+    topics: TopicConfigurations | None = None,
 ) -> list[Finding]:
     """Return everything that prevents `source` from being read, or commits from ending, each with its remedy.
 
-    Changes nothing.
+    Changes nothing. `topics` are configurations that the caller may have read already.
 
     Without `positions`, since Kafka cannot be reached, the source's recorded state is not checked.
     """
@@ -66,7 +71,7 @@ def hindrances(
             tables = captured_tables(connection, source, database, settings.prefix, leave_out=stopped)
         except Refused:
             tables = ()  # preflight reports it
-        found += _topics(settings, tables)
+        found += _topics(settings, tables, topics or TopicConfigurations(settings.kafka))
         found += _gaps(connection, settings, source, positions, tables)
         if not found:
             found += _unrecorded(connection, settings, source, sources, stopped, tables)
@@ -101,13 +106,21 @@ def outlook(
     return slot_monitor.forecast(reading, rate)
 
 
-def contradicted_patterns(connection: psycopg.Connection[Any], settings: Settings, source: str) -> Iterator[Advice]:
-    """Yield the captured tables that the dictionary puts into another gitlab schema than a pattern of the settings."""
+def of_tables(connection: psycopg.Connection[Any], settings: Settings, source: str) -> Iterator[Advice]:
+    """Yield advice about the captured tables that blocks no start."""
     database = settings.database(source)
     try:
         tables = captured_tables(connection, source, database, settings.prefix)
     except Refused:
         return  # preflight reports it
+    yield from _contradicted_patterns(source, database, tables)
+    yield from _partial_updates(source, tables)
+
+
+def _contradicted_patterns(
+    source: str, database: DatabaseSettings, tables: Sequence[CapturedTable]
+) -> Iterator[Advice]:
+    """Yield the captured tables that the dictionary puts into another gitlab schema than a pattern of the settings."""
     if found := TableLabels(source, database).contradicted(table.name for table in tables):
         counted = "1 captured table has" if len(found) == 1 else f"{len(found)} captured tables have"
         yield Advice(
@@ -118,12 +131,8 @@ def contradicted_patterns(connection: psycopg.Connection[Any], settings: Setting
         )
 
 
-def partial_updates(connection: psycopg.Connection[Any], settings: Settings, source: str) -> Iterator[Advice]:
+def _partial_updates(source: str, tables: Sequence[CapturedTable]) -> Iterator[Advice]:
     """Yield the captured tables whose updates lack the old row, which some programs need."""
-    try:
-        tables = captured_tables(connection, source, settings.database(source), settings.prefix)
-    except Refused:
-        return  # preflight reports it
     if names := [table.name for table in tables if not (table.upserts or table.whole_old_rows)]:
         counted = "1 captured table lacks" if len(names) == 1 else f"{len(names)} captured tables lack"
         more = (f"and {len(names) - _SHOWN} more",) if len(names) > _SHOWN else ()
@@ -195,10 +204,10 @@ def _connections(connection: psycopg.Connection[Any], source: str, workers: int)
         )
 
 
-def _topics(settings: Settings, tables: Sequence[CapturedTable]) -> Iterator[Finding]:
+def _topics(settings: Settings, tables: Sequence[CapturedTable], configured: TopicConfigurations) -> Iterator[Finding]:
     """Yield the topics that would lose records they have to keep."""
     state = positions_topic(settings.prefix), schemas_topic(settings.prefix)
-    for each in topic_requirements.unfit(settings.kafka, [table.topic for table in tables], state) if tables else ():
+    for each in topic_requirements.unfit(configured, [table.topic for table in tables], state) if tables else ():
         yield Finding(each.problem, each.remedy)
 
 

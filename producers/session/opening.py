@@ -113,7 +113,7 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
         if _outdated(settings, positions, source, recorded, start.stop):
             return Restart(OUTDATED)
         raise acquire.all_stopped(source, stopped.values())
-    partitions = prepare_topics(settings, source, tables, lines)
+    topics = prepare_topics(settings, source, tables, lines)
     # Once before the fence, so that a refused start does not affect a running producer.
     found = _find(start, sql, positions, tables, alone=False)
     require_same_registry(settings, {source: found.scope.of(found.state).snapshots})
@@ -128,13 +128,13 @@ def _open(start: Start, sql: psycopg.Connection[Any], opened: ExitStack, kind: t
         return Restart(OUTDATED)
     take_session(sql, source, slot, start.stop)
     known = scope.of(state)
-    snapshots = resume.current_snapshots(settings, source, known, scope.here(tables), publication)
+    snapshots = resume.current_snapshots(settings, source, known, scope.here(tables), publication, topics.created)
     published = acquire.open_publication(sql, database.publication, tables, snapshots, lines)
     preceding = scope.handover_before(snapshots)
     stream_state = known.stream or begin_stream(sql, source, start.instance, slot, server.system, preceding, start.stop)
     # Taken after publication and slot: an older transaction may be in neither the stream nor an earlier snapshot.
     not_before = next_xid(sql)
-    feeds = open_feeds(settings, source, tables, partitions, snapshots, scope, watch, not_before=not_before)
+    feeds = open_feeds(settings, source, tables, topics, snapshots, scope, watch, not_before=not_before)
     lines.info("schemas registered", tables=len(feeds))
     unseen, strays = Unseen(stream_state.unseen), Strays(source, state.strays, feeds)
     capture = Capture(feeds, stream_state.position, stream_state.confirmed_lsn, unseen, strays, server_text(sql))

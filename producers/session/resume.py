@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -165,14 +165,19 @@ def current_snapshots(
     state: SourceState,
     tables: tuple[CapturedTable, ...],
     publication: Publication | None,
+    created: Collection[str] = (),
 ) -> dict[str, SnapshotState]:
     """Return table → progress of its snapshot; a table whose topic is empty is left out, to be snapshotted.
+
+    `created` are topics that this start created. On a source's first start they are known to be empty, and Kafka is not
+    asked: it answers once it has made their files, which for a thousand topics takes it many seconds.
 
     Raises SilentGap for a topic that has records but no recorded snapshot, since it may lack any change, and for one
     whose table was removed from the publication, since changes since then are unknown.
     """
     current: dict[str, SnapshotState] = {}
-    filled = with_records(settings.kafka, [table.topic for table in tables])
+    first = state.stream is None and not state.snapshots
+    filled = with_records(settings.kafka, {table.topic for table in tables} - ({*created} if first else set()))
     for table in tables:
         if table.topic not in filled:
             continue

@@ -25,7 +25,7 @@ SELECT p.oid::text || '.' || p.xmin::text || coalesce(
            (SELECT '+' || o.oid::text || '.' || o.xmin::text
             FROM pg_catalog.pg_publication_rel o JOIN pg_catalog.pg_class c ON c.oid = o.prrelid
             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-            WHERE o.prpubid = p.oid AND n.nspname || '.' || c.relname = %(ownership)s), '') AS version,
+            WHERE o.prpubid = p.oid AND n.nspname = %(schema)s AND c.relname = %(ownership)s), '') AS version,
        p.puballtables AS all_tables,
        p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AS whole,
        coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's' AS generated,
@@ -98,7 +98,8 @@ def read_publication(
     connection: psycopg.Connection[Any], name: str, oids: Collection[int] | None = None
 ) -> Publication | None:
     """Return the publication of that name, None if it does not exist; with `oids`, only these tables."""
-    asked = {"name": name, "oids": list(oids or ()), "ownership": ".".join(OWNERSHIP)}
+    schema, ownership = OWNERSHIP
+    asked = {"name": name, "oids": list(oids or ()), "schema": schema, "ownership": ownership}
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(_ALL if oids is None else _SOME, asked).fetchone()
     if row is None:

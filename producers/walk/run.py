@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from infra.kafka import clients, topic_requirements
+from infra.kafka.topic_configurations import TopicConfigurations
 from infra.kafka.topics import STATE, LogReader, ensure_topic, with_records
 from infra.schema_registry.topic_registry import Registry, open_registry
 from infra.service import interrupts, log
@@ -149,7 +150,7 @@ class _Walk:
         positions = positions_topic(self._settings.prefix)
         ensure_topic(kafka_settings, positions, partitions=1, config=STATE)
         self._partitions = ensure_topic(kafka_settings, self._topic)
-        topic_requirements.require(kafka_settings, [self._topic], [positions])
+        topic_requirements.require(TopicConfigurations(kafka_settings), [self._topic], [positions])
         relay = Relay(kafka_settings, f"{self._settings.prefix}.{self._source}", positions)
         with closing(relay):
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.kafka.durability import weaknesses
+from infra.kafka.topic_configurations import TopicConfigurations
 from infra.kafka.topics import ensure_topic
 from infra.settings.model import KafkaSettings, Settings
 
@@ -17,7 +18,7 @@ def test_single_broker_is_a_warning_and_only_partition_counts_of_topics_are_repo
     settings = Settings(prefix=prefix, kafka=KafkaSettings(bootstrap_servers=bootstrap_servers, partitions=2))
     ensure_topic(settings.kafka, f"{prefix}.gitlab_main.t")
     ensure_topic(settings.kafka, f"{prefix}.gitlab_main.u", partitions=3)
-    (one_broker, partitions) = weaknesses(settings)
+    (one_broker, partitions) = weaknesses(settings, TopicConfigurations(settings.kafka))
     assert one_broker.problem.startswith("WARNING: Kafka has one broker")
     assert partitions.problem.startswith("topics have 3 partitions, and kafka.partitions is 2")
     assert partitions.shown == (f"{prefix}.gitlab_main.u",)

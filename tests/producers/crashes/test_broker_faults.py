@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from consumers.testing.waiting import until
 from infra.kafka import clients
 from infra.kafka.durability import weaknesses
+from infra.kafka.topic_configurations import TopicConfigurations
 from infra.kafka.topics import ensure_topic
 from infra.settings.model import KafkaSettings, Settings
 from infra.stack.brokers.cluster import EmbeddedKafka
@@ -91,7 +92,7 @@ def make(settings: KafkaSettings, name: str, partitions: int, replicas: int, con
 
 def said(settings: Settings) -> dict[str, list[str]]:
     """Return the findings about Kafka: problem → topics."""
-    return {each.problem: [*each.shown] for each in weaknesses(settings)}
+    return {each.problem: [*each.shown] for each in weaknesses(settings, TopicConfigurations(settings.kafka))}
 
 
 def test_topics_created_on_three_brokers_are_durable(brokers: EmbeddedKafka, prefix: str) -> None:

@@ -17,7 +17,7 @@ from infra.settings.model import DatabaseSettings
 from infra.settings.storage_settings import VirtualStorageSettings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.session import slot_monitor
-from producers.session.check import hindrances, outlook, partial_updates
+from producers.session.check import hindrances, of_tables, outlook
 from producers.session.slot_monitor import Forecast
 from producers.source import slots
 from producers.source.transactions import blocking
@@ -46,17 +46,17 @@ def test_tables_whose_updates_lack_the_old_row_are_named_with_what_each_program_
     tables = [f"t{number}" for number in range(7)]
     created = ";".join(f"CREATE TABLE {name} (id int PRIMARY KEY)" for name in tables)
     source = new_source(created, *(f"public.{name}" for name in tables))
-    (advice,) = partial_updates(source.connection, source.settings, "main")
+    (advice,) = of_tables(source.connection, source.settings, "main")
     assert (advice.where, advice.blocks) == ("databases.main", False)
     assert "updates of 7 captured tables lack the old row" in advice.problem
     assert advice.shown == (*(f"public.{name}" for name in tables[:5]), "and 2 more")
     assert "add the tables to upsert_tables under [databases.main]" in advice.remedy
     for name in tables[1:]:
         source.connection.execute(f"ALTER TABLE {name} REPLICA IDENTITY FULL".encode())
-    (advice,) = partial_updates(source.connection, source.settings, "main")
+    (advice,) = of_tables(source.connection, source.settings, "main")
     assert ("1 captured table lacks" in advice.problem, advice.shown) == (True, ("public.t0",))
     source.connection.execute("ALTER TABLE t0 REPLICA IDENTITY FULL")
-    assert list(partial_updates(source.connection, source.settings, "main")) == []
+    assert list(of_tables(source.connection, source.settings, "main")) == []
 
 
 def test_healthy_source_has_no_findings_before_during_and_after_a_run(new_source: NewSource) -> None:

@@ -16,6 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, b
 
 from consumers.testing.waiting import until
 from infra.kafka import clients
+from infra.kafka.topic_configurations import TopicConfigurations
 from infra.kafka.topic_requirements import TopicUnfit, forgetful
 from infra.postgres.connect import connect
 from infra.state.positions import Positions
@@ -105,7 +106,7 @@ def test_topic_that_loses_records_is_reported_by_check_and_start(new_source: New
     source.require_equal("public.t")
     assert checked(source) == []
     alter(source, topic, delete_retention_ms="60000")
-    ((told, remedy),) = forgetful(source.settings.kafka, [topic])
+    ((told, remedy),) = forgetful(TopicConfigurations(source.settings.kafka), [topic])
     assert f"topic {topic} drops a delete 60 s after" in told
     assert "delete.retention.ms=86400000" in remedy
 
