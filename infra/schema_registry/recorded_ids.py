@@ -18,13 +18,14 @@ def changed_registry(settings: Settings, recorded: Recorded) -> Iterator[Registr
 
     Raises HeadraceError if Kafka or the registry does not answer.
     """
-    if recorded:
-        # Not every principal may describe all the topics that are on record.
-        visible = recorded.keys() & partition_counts(settings.kafka).keys()
-        filled = with_records(settings.kafka, visible)
-        recorded = {topic: ids for topic, ids in recorded.items() if topic in filled}
-    if recorded:
-        yield from changed_topics(settings, open_registry(settings), recorded)
+    registry = open_registry(settings)
+    if not recorded or not any(changed_topics(settings, registry, recorded)):
+        return
+    # Only now, since Kafka takes most of a second to say it of a thousand topics. Not every principal may describe all
+    # the topics that are on record.
+    visible = recorded.keys() & partition_counts(settings.kafka).keys()
+    filled = with_records(settings.kafka, visible)
+    yield from changed_topics(settings, registry, {topic: ids for topic, ids in recorded.items() if topic in filled})
 
 
 def require_none(changed: Iterable[RegistryChanged]) -> None:
