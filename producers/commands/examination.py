@@ -23,7 +23,7 @@ from infra.settings.model import Settings
 from infra.state.positions import Positions, read_sources
 from infra.state.snapshot_requests import RequestRefused
 from producers.publish.registry_check import changed_registry
-from producers.session.check import hindrances, of_tables, outlook
+from producers.session.check import hindrances, of_tables, outlook, slot_now
 from producers.session.slot_monitor import Forecast
 from producers.source import rights as producer_rights
 from producers.source.preflight import Finding
@@ -140,9 +140,10 @@ def _examined(
             continue
         try:
             with session(settings.databases[name], name="check", reading=True) as connection:
+                before = slot_now(connection, settings, name)
                 for finding in hindrances(connection, settings, name, positions, topics):
                     yield f"databases.{name}", finding
-                forecast = outlook(connection, settings, name, positions)
+                forecast = outlook(connection, settings, name, positions, before)
                 if forecast is not None:
                     yield f"databases.{name}", forecast
                 yield from ((advice.where, advice) for advice in of_tables(connection, settings, name))

@@ -20,7 +20,7 @@ from infra.settings.table_labels import TableLabels, label_line
 from infra.state.positions import Positions, SnapshotState, SourceState
 from producers.session import handover as ownership
 from producers.session import resume, slot_monitor
-from producers.session.slot_monitor import Forecast, WalGrowth
+from producers.session.slot_monitor import Forecast, Reading, WalGrowth
 from producers.snapshot.connection_limits import shortage
 from producers.source import gaps, preflight, slots
 from producers.source import rights as producer_rights
@@ -81,28 +81,38 @@ def hindrances(
     return found
 
 
+def slot_now(connection: psycopg.Connection[Any], settings: Settings, source: str) -> Reading | None:
+    """Return the current state of the slot of `source`, None without one."""
+    return slot_monitor.read(connection, slots.slot_name(settings, source, settings.database(source)))
+
+
 def outlook(
-    connection: psycopg.Connection[Any], settings: Settings, source: str, positions: Positions | None
+    connection: psycopg.Connection[Any],
+    settings: Settings,
+    source: str,
+    positions: Positions | None,
+    before: Reading | None = None,
 ) -> Forecast | None:
     """Return the forecast for the slot of `source`, None without a slot; `positions` as for `hindrances`.
 
-    Measures WAL growth for a second when no producer has recorded its rate.
+    When no producer has recorded its rate, WAL growth is measured since `before`, a reading of this slot, for a second
+    at least.
     """
-    name = slots.slot_name(settings, source, settings.database(source))
     state = (positions.sources() if positions else {}).get(source, SourceState())
-    reading = slot_monitor.read(connection, name)
+    reading = slot_now(connection, settings, source)
     if reading is None:
         return None
     rate = slot_monitor.remembered(state.stream, reading)
     if rate is None:
+        first = before or reading
         growth = WalGrowth()
-        growth.add(reading.at, reading.written)
-        time.sleep(_MEASURED_SECONDS)
-        again = slot_monitor.read(connection, name)
-        if again is None:
+        growth.add(first.at, first.written)
+        time.sleep(min(_MEASURED_SECONDS, max(0.0, _MEASURED_SECONDS - (reading.at - first.at))))
+        reading = slot_now(connection, settings, source)
+        if reading is None:
             return None
-        growth.add(again.at, again.written)
-        reading, rate = again, growth.rate
+        growth.add(reading.at, reading.written)
+        rate = growth.rate
     return slot_monitor.forecast(reading, rate)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from infra.settings.model import DatabaseSettings
 from infra.settings.storage_settings import VirtualStorageSettings
 from infra.stack.postgresql.server import EmbeddedPostgres
 from producers.session import slot_monitor
-from producers.session.check import hindrances, of_tables, outlook
+from producers.session.check import hindrances, of_tables, outlook, slot_now
 from producers.session.slot_monitor import Forecast
 from producers.source import slots
 from producers.source.transactions import blocking
+from schemas.positions import Lsn
 from tests.conftest import Database
 from tests.producers.processes import ROOT, write_settings
 from tests.producers.servers import own_server
@@ -74,6 +76,25 @@ def test_healthy_source_has_no_findings_before_during_and_after_a_run(new_source
     assert forecast.rate is not None, "measured, since no producer recorded it"
     (seen,) = gather(source.settings)["sources"]
     assert (seen["slot_status"], seen["lag_bytes"] >= 0, seen["retained_bytes"] > 0) == ("reserved", True, True)
+
+
+@pytest.mark.parametrize(("seconds_ago", "waits"), [(10.0, 0.0), (0.25, 0.75), (-3_600.0, 1.0)])
+def test_wal_growth_is_measured_while_the_source_is_examined(
+    new_source: NewSource, monkeypatch: pytest.MonkeyPatch, seconds_ago: float, waits: float
+) -> None:
+    source = new_source(TABLE, "public.t")
+    copy_all(source)
+    now = slot_now(source.connection, source.settings, "main")
+    assert now is not None
+    monkeypatch.setattr("producers.session.check.slot_now", lambda *_: now)
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    before = replace(now, at=now.at - seconds_ago, written=Lsn(now.written - 5_000))
+    forecast = outlook(source.connection, source.settings, "main", None, before)
+    assert waited == [pytest.approx(waits)]
+    assert forecast is not None
+    rate = None if forecast.rate is None else (forecast.rate.bytes_per_second, forecast.rate.seconds)
+    assert rate == (pytest.approx((500.0, 10.0)) if waits == 0.0 else None)
 
 
 def test_database_of_a_virtual_storage_needs_no_captured_tables(new_source: NewSource) -> None:
