@@ -5,6 +5,7 @@ Nothing here commits: rows that were read wait in the table's feed until the pro
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,6 +83,7 @@ class Turns:
         self._aside: dict[str, tuple[float, int]] = {}
         self._logged: dict[str, float] = {}
         self._rows: dict[str, int] = {}
+        self._seconds_per_row: dict[str, float] = {}
 
     def ready(self, feed: TableFeed) -> bool:
         """Whether the table may be tried now."""
@@ -99,16 +101,22 @@ class Turns:
             self._logged[table] = now + _ASIDE_LOGGED_SECONDS
             self._log.warning("table cannot be read now", **{log.TABLE: table, log.REASON: reason})
 
-    def rows(self, feed: TableFeed, most: int) -> int:
-        """Return how many rows, of at most `most`, the next chunk is planned for."""
-        return min(most, self._rows.get(feed.table.name, most))
+    def rows(self, feed: TableFeed, most: int, left: float = math.inf) -> int:
+        """Return how many rows, of at most `most`, the next chunk is planned for.
 
-    def took(self, feed: TableFeed, rows: int, size: int) -> None:
-        """Note the rows and bytes of a chunk that was read; the next one is planned by them."""
+        It is smaller, down to a quarter, if it would take longer than the seconds that are `left`.
+        """
+        full = min(most, self._rows.get(feed.table.name, most))
+        seconds = full * self._seconds_per_row.get(feed.table.name, 0.0)
+        return full if seconds <= left else max(1, full // 4, int(full * left / seconds))
+
+    def took(self, feed: TableFeed, rows: int, size: int, seconds: float) -> None:
+        """Note a chunk that was read, of so many rows and bytes, in so many seconds; the next one is planned by it."""
         self._aside.pop(feed.table.name, None)
         self._logged.pop(feed.table.name, None)
         if rows:
             self._rows[feed.table.name] = max(1, int(self._chunk_bytes * _AIM * rows / max(1, size)))
+            self._seconds_per_row[feed.table.name] = seconds / rows
 
 
 def choose(
@@ -182,17 +190,20 @@ class ChunkSteps:
         self._turns = turns
         self._most = most
 
-    def next(self, feed: TableFeed, rows: int) -> ChunkTask:
-        """Return the next chunk of at most about `rows` rows."""
+    def next(self, feed: TableFeed, rows: int, left: float = math.inf) -> ChunkTask:
+        """Return the next chunk of at most about `rows` rows, smaller if more than `left` seconds would be needed."""
         if not feed.state.form.columns:
             # A table that came back from another owner: its catalog entry has to be read before its rows.
             self._watch.begin([feed])
         by_key = feed.rows_due
         bounds = feed.copy.bounds_of_rows if by_key else feed.copy.bounds
-        return ChunkTask(feed, bounds, self._turns.rows(feed, rows), by_key, time.monotonic())
+        return ChunkTask(feed, bounds, self._turns.rows(feed, rows, left), by_key, time.monotonic())
 
     def read(
-        self, task: ChunkTask, connection: psycopg.Connection[Any], planned: Callable[[Texts], object] = lambda _: None
+        self,
+        task: ChunkTask,
+        connection: psycopg.Connection[Any],
+        planned: Callable[[Texts | None], object] = lambda _: None,
     ) -> ChunkRows | None:
         """Read a chunk; None when the table's owner has changed. Its errors are for `add`."""
         feed = task.feed
@@ -238,9 +249,9 @@ class ChunkSteps:
             return None
         size, lsn = len(chunk.data), chunk.moment.lsn
         if task.by_key:
-            self._turns.took(feed, 0, 0)  # rows with large values do not predict the next chunk's
+            self._turns.took(feed, 0, 0, 0.0)  # rows with large values do not predict the next chunk's
             return Copied(feed.add_rows(task.bounds.keys, chunk, position), size, lsn, by_key=True)
-        self._turns.took(feed, chunk.rows, size)
+        self._turns.took(feed, chunk.rows, size, time.monotonic() - task.began)
         full = task.rows if chunk.upto is None else chunk.rows
         return Copied(feed.add_chunk(chunk.upto, chunk, position, full, task.bounds), size, lsn)
 
@@ -270,9 +281,12 @@ class Workers:
         """Whether a chunk was begun and not `returned`."""
         return self._readers is not None and self._readers.busy
 
-    def begin(self, feed: TableFeed, rows: int) -> None:
-        """Give the next chunk of a table, of at most about `rows` rows, to an idle worker."""
-        task = self._steps.next(feed, rows)
+    def begin(self, feed: TableFeed, rows: int, left: float) -> None:
+        """Give the next chunk of a table, of at most about `rows` rows or about `left` seconds, to an idle worker.
+
+        It finds out the chunk's end, and reads its rows once the chunk that it returned before is `settled`.
+        """
+        task = self._steps.next(feed, rows, left)
         self._readers = self._readers or self._open()
         feed.copy.begin(task.bounds)
         self._readers.begin(task, partial(self._steps.read, task))
@@ -292,6 +306,11 @@ class Workers:
                 task.feed.copy.end(task.bounds)
                 ended.append((task, partial(self._steps.add, task, result=what.result)))
         return ended if news else None
+
+    def settled(self) -> None:
+        """Note that the chunks that were `returned` are committed, or are small and will be: the next may be read."""
+        if self._readers is not None:
+            self._readers.settled()
 
     def leave(self) -> None:
         """Close the connections: nothing is left to copy, or the session ends."""

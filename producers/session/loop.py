@@ -150,7 +150,7 @@ class Session:
             more = True
             # The stream waits for every chunk: it would drop events of a range that a worker's snapshot does not show.
             while self._running and (more or workers.busy):
-                more = self._copy_with(workers, begins=more and time.monotonic() < deadline)
+                more = self._copy_with(workers, deadline, begins=more)
         if self._small and self._restart is None:
             self._commit_chunks()
 
@@ -165,18 +165,16 @@ class Session:
             self._parts.turns.set_aside(feed, one_line(error))
             return True
 
-    def _copy_with(self, workers: Workers, *, begins: bool) -> bool:
-        """Give an idle worker a chunk if it `begins`, or wait for those that are read.
+    def _copy_with(self, workers: Workers, deadline: float, *, begins: bool) -> bool:
+        """Give an idle worker a chunk if it `begins` and the copy phase's `deadline` is to come, or wait for others.
 
         Returns whether another chunk may be begun in this copy phase.
         """
+        begins &= time.monotonic() < deadline
         if begins and workers.idle:
             choice = self._choose()
             if choice.feed is not None:
-                try:
-                    workers.begin(choice.feed, self._parts.settings.chunk_rows)
-                except psycopg.errors.LockNotAvailable as error:
-                    self._parts.turns.set_aside(choice.feed, one_line(error))
+                self._begin(workers, choice.feed, deadline)
                 return True
             begins = workers.busy and not choice.waits
         returned = None
@@ -190,8 +188,19 @@ class Session:
                 begins &= self._within(self._add(task.feed, task.began, partial(add, self._capture.position)))
             except (TableBusy, psycopg.errors.LockNotAvailable) as error:
                 self._parts.turns.set_aside(task.feed, one_line(error))
+        # These find out where their chunks end while what was added is committed.
+        while begins and returned and workers.idle and (feed := self._choose().feed) is not None:
+            self._begin(workers, feed, deadline)
         self._commit_enough()
+        workers.settled()
         return begins
+
+    def _begin(self, workers: Workers, feed: TableFeed, deadline: float) -> None:
+        try:
+            # The stream waits for the last chunk: they should all end with the phase.
+            workers.begin(feed, self._parts.settings.chunk_rows, deadline - time.monotonic())
+        except psycopg.errors.LockNotAvailable as error:
+            self._parts.turns.set_aside(feed, one_line(error))
 
     def _choose(self) -> Choice:
         THIS.advance()

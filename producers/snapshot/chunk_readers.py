@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import psycopg
@@ -24,7 +23,7 @@ _LEAVE_SECONDS: Final = 1.0
 """How long `close` waits for a thread; one that is still connecting ends later."""
 
 T = TypeVar("T")
-Read = Callable[[psycopg.Connection[Any], Callable[[Texts], object]], ChunkRows | None]
+Read = Callable[[psycopg.Connection[Any], Callable[[Texts | None], object]], ChunkRows | None]
 """Reads a chunk over a connection; calls its second argument as read_chunk calls `planned`."""
 
 
@@ -37,10 +36,11 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A read that returned `chunk`, or raised `error`."""
+    """A read that returned `chunk`, or raised `error`; `read`: whether it holds one of the reads until `settled`."""
 
     chunk: ChunkRows | None = None
     error: BaseException | None = None
+    read: bool = False
 
     def result(self) -> ChunkRows | None:
         """Return what the read returned, or raise what it raised."""
@@ -49,8 +49,15 @@ class Ended:
         return self.chunk
 
 
+class _Closed(Exception):
+    """The readers were closed before the rows were read."""
+
+
 class ChunkReaders(Generic[T]):
     """At most `count` threads; each opens its connection by `connect` at its first read and keeps it until `close`.
+
+    At most `count` chunks are being read or have been read and are not `settled`. A thread with one more finds out the
+    chunk's end meanwhile, which costs several round trips to the server, and waits before its rows.
 
     Queries are cancelled once `stop` is set. For the use of one thread.
     """
@@ -60,6 +67,9 @@ class ChunkReaders(Generic[T]):
         self._connect = connect
         self._stop = stop
         self._busy = 0
+        self._unsettled = 0
+        self._free = threading.Semaphore(count)
+        self._closing = False
         self._threads: list[threading.Thread] = []
         self._connections: list[psycopg.Connection[Any]] = []
         self._reads: queue.SimpleQueue[tuple[T, Read] | None] = queue.SimpleQueue()
@@ -91,12 +101,22 @@ class ChunkReaders(Generic[T]):
             found.append(self._news.get(timeout=seconds))
             while True:
                 found.append(self._news.get_nowait())
-        self._busy -= sum(isinstance(what, Ended) for _, what in found)
+        ended = [what for _, what in found if isinstance(what, Ended)]
+        self._busy -= len(ended)
+        self._unsettled += sum(what.read for what in ended)
         return found
+
+    def settled(self) -> None:
+        """Note that no chunk that `news` has returned will be read again: as many others may be read."""
+        if self._unsettled:
+            self._free.release(self._unsettled)
+        self._unsettled = 0
 
     def close(self) -> None:
         """End the threads and close their connections, whatever they read."""
+        self._closing = True
         for _ in self._threads:
+            self._free.release()
             self._reads.put(None)
         if self.busy:
             for connection in self._connections:
@@ -104,8 +124,22 @@ class ChunkReaders(Generic[T]):
         for thread in self._threads:
             thread.join(_LEAVE_SECONDS)
 
-    def _planned(self, task: T, upto: Texts) -> None:
-        self._news.put((task, Planned(upto)))
+    def _read(self, connection: psycopg.Connection[Any], task: T, read: Read) -> Ended:
+        held = False
+
+        def planned(upto: Texts | None) -> None:
+            nonlocal held
+            if upto is not None:
+                self._news.put((task, Planned(upto)))
+            self._free.acquire()
+            held = True
+            if self._closing:
+                raise _Closed
+
+        try:
+            return Ended(read(connection, planned), read=held)
+        except BaseException as error:
+            return Ended(error=error, read=held)
 
     def _serve(self) -> None:
         with ExitStack() as opened:
@@ -117,7 +151,7 @@ class ChunkReaders(Generic[T]):
                         connection = opened.enter_context(closing(self._connect()))
                         self._connections.append(connection)
                         opened.enter_context(bounded(connection, self._stop))
-                    ended = Ended(read(connection, partial(self._planned, task)))
+                    ended = self._read(connection, task, read)
                 except BaseException as error:
                     ended = Ended(error=error)
                 self._news.put((task, ended))

@@ -98,14 +98,14 @@ def read_chunk(
     *,
     longest: int = CHUNK_BYTES,
     most: int = CHUNK_BYTES,
-    planned: Callable[[Texts], object] = lambda _: None,
+    planned: Callable[[Texts | None], object] = lambda _: None,
 ) -> ChunkRows:
     """Read the first rows with keys in the bounds, in key order: about `rows`, and `most` bytes at most, or one row.
 
-    `longest` is the most bytes that COPY may send for one row. `planned` is called with the last key that will be read,
-    before the rows are read, unless it is that of the bounds. Never waits in the queue for the table's lock. Raises
-    TableGone if the table was dropped, TableStopped if the sort order of its key changed, LineTooLong for a row, and
-    psycopg's errors.
+    `longest` is the most bytes that COPY may send for one row. `planned` is called before the rows are read, with the
+    last key that will be, None if it is that of the bounds, and may wait. Never waits in the queue for the table's
+    lock. Raises TableGone if the table was dropped, TableStopped if the sort order of its key changed, LineTooLong for
+    a row, and psycopg's errors.
     """
     connection.execute(_BEGIN)
     try:
@@ -115,8 +115,8 @@ def read_chunk(
             moment = current_moment(connection)
             relation = _relation(connection, table)
             upto = None if bounds.keys else plan_chunk(connection, table, bounds, rows)
+            planned(upto)
             if upto is not None:
-                planned(upto)
                 bounds = replace(bounds, last=upto)
             _refuse_doubtful_keys(connection, table, bounds)
             lines = _copy(connection, table, relation, bounds, most, longest)

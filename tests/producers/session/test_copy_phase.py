@@ -81,11 +81,11 @@ def test_chunk_size_follows_previous_chunk_and_busy_tables_are_set_aside_for_lon
     table = feed(MemoryRegistry())
     turns = Turns(log.get())
     assert turns.rows(table, 50_000) == 50_000
-    turns.took(table, 640, 640 * 50_000)
+    turns.took(table, 640, 640 * 50_000, 0.1)
     assert 400 < turns.rows(table, 50_000) < 640
-    turns.took(table, 1, 100_000_000)
+    turns.took(table, 1, 100_000_000, 0.1)
     assert turns.rows(table, 50_000) == 1
-    turns.took(table, 1, 10)
+    turns.took(table, 1, 10, 0.1)
     assert turns.rows(table, 50_000) == 50_000
     with structlog.testing.capture_logs() as lines:
         waits = []
@@ -96,7 +96,17 @@ def test_chunk_size_follows_previous_chunk_and_busy_tables_are_set_aside_for_lon
             while not turns.ready(table):
                 now += 0.25
             waits.append(now - began)
-        turns.took(table, 1, 10)
+        turns.took(table, 1, 10, 0.1)
         turns.set_aside(table, "locked again")
     assert waits == [0.5, 1, 2, 5, 5, 5]
     assert [line["reason"] for line in lines] == ["locked", "locked again"]
+
+
+def test_last_chunks_of_a_copy_phase_are_smaller_down_to_a_quarter() -> None:
+    table = feed(MemoryRegistry())
+    turns = Turns(log.get())
+    assert turns.rows(table, 1_000, left=0.01) == 1_000, "nothing was read yet"
+    turns.took(table, 1_000, 1_000_000, seconds=2.0)
+    assert [turns.rows(table, 1_000, left) for left in (5.0, 2.0, 1.0, 0.4, -1.0)] == [1_000, 1_000, 500, 250, 250]
+    assert turns.rows(table, 1_000) == 1_000
+    assert turns.rows(table, 2, left=0.0001) == 1

@@ -48,7 +48,7 @@ class FakeWorkers:
     def busy(self) -> bool:
         return bool(self.reading)
 
-    def begin(self, feed: TableFeed, _rows: int) -> None:
+    def begin(self, feed: TableFeed, _rows: int, _left: float) -> None:
         self.world.begun += 1
         self.world.did("begin")
         self.reading.append(feed)
@@ -57,6 +57,9 @@ class FakeWorkers:
         feed = self.reading.pop(0)
         task = ChunkTask(feed, Bounds(), 3, by_key=False, began=0.0)
         return [(task, lambda position: self.world.copy_chunk(feed, position, 3))]
+
+    def settled(self) -> None:
+        self.world.did("settled")
 
     def leave(self) -> None:
         self.left += 1
@@ -337,11 +340,11 @@ def test_stream_returns_to_a_limited_copy_though_nothing_comes(monkeypatch: pyte
     assert before.count("heartbeat") == 1
 
 
-def test_workers_get_a_chunk_each_and_the_next_once_theirs_is_committed() -> None:
-    world = World(chunks=[Lsn(5)] * 4, whole=False, workers=2, steps=16)
+def test_workers_get_the_next_chunk_before_theirs_is_committed_and_read_it_after() -> None:
+    world = World(chunks=[Lsn(5)] * 5, whole=False, workers=2, steps=19)
     world.run()
-    committed = ["chunk", "commit public.t", "confirm"]
-    assert world.journal[:13] == ["begin", "begin", *committed, "begin", *committed, "begin", *committed]
+    again = ["chunk", "begin", "commit public.t", "confirm", "settled"]
+    assert world.journal[:17] == ["begin", "begin", *again, *again, *again]
     assert world.several is not None
     assert world.several.left == 0
 
@@ -362,7 +365,7 @@ def test_chunk_that_a_worker_could_not_read_is_read_later(error: Exception) -> N
     world = World(chunks=[error, Lsn(5)], whole=False, workers=2, steps=8)
     world.run()
     assert len(world.aside) == 1
-    assert world.journal[:5] == ["begin", "begin", "chunk", "chunk", "commit public.t"]
+    assert world.journal[:6] == ["begin", "begin", "chunk", "settled", "chunk", "commit public.t"]
 
 
 def test_chunks_of_a_table_that_was_stopped_meanwhile_are_dropped() -> None:

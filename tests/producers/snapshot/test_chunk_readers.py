@@ -125,6 +125,85 @@ def test_end_of_a_chunk_is_known_while_it_is_read(readers: ChunkReaders[str]) ->
     assert ended(readers)["a"].chunk is CHUNK
 
 
+def test_no_more_chunks_are_read_than_there_are_threads_until_some_are_settled(readers: ChunkReaders[str]) -> None:
+    rows_of: list[str] = []
+
+    def reads(name: str) -> Callable[[Any, Callable[[Any], object]], ChunkRows]:
+        def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
+            planned((name,))
+            rows_of.append(name)
+            return CHUNK
+
+        return read
+
+    readers.begin("a", reads("a"))
+    readers.begin("b", reads("b"))
+    ended(readers, 2)
+    readers.begin("c", reads("c"))
+    readers.begin("d", reads("d"))
+    planned: list[str] = []
+
+    def known() -> bool:
+        planned.extend(task for task, _ in readers.news(0.05))
+        return len(planned) == 2
+
+    until(known, "both ends")
+    assert sorted(rows_of) == ["a", "b"], "rows were read that a kill would have read again"
+    readers.settled()
+    assert ended(readers, 2).keys() == {"c", "d"}
+    readers.settled()
+    readers.settled()
+    readers.begin("e", reads("e"))
+    assert ended(readers).keys() == {"e"}
+
+
+def test_read_that_failed_before_its_rows_leaves_the_turn_to_others(readers: ChunkReaders[str]) -> None:
+    def fails(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+        raise RuntimeError("no")
+
+    def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
+        planned(None)
+        return CHUNK
+
+    for _ in range(3):
+        readers.begin("a", fails)
+        ended(readers)
+        readers.settled()
+    for _ in range(2):
+        readers.begin("b", read)
+        ended(readers)
+    waits = threading.Event()
+
+    def third(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
+        waits.set()
+        planned(None)
+        return CHUNK
+
+    readers.begin("c", third)
+    assert waits.wait(PATIENCE)
+    assert readers.news(0.2) == [], "three chunks are not settled"
+    readers.settled()
+    assert ended(readers).keys() == {"c"}
+
+
+def test_close_ends_a_read_that_waits_for_its_turn(opened: Opened, stop: threading.Event) -> None:
+    readers: ChunkReaders[str] = ChunkReaders(1, opened, stop)
+    rows: list[str] = []
+
+    def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
+        planned(("7",))
+        rows.append("read")
+        return CHUNK
+
+    readers.begin("a", read)
+    ended(readers)
+    readers.begin("b", read)
+    assert readers.news(PATIENCE) == [("b", Planned(("7",)))]
+    readers.close()
+    assert rows == ["read"]
+    assert [wire.closed for wire in opened.wires] == [True]
+
+
 @pytest.mark.parametrize("connects", [True, False])
 def test_error_is_raised_where_the_result_is_taken(
     readers: ChunkReaders[str], opened: Opened, *, connects: bool
