@@ -10,7 +10,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infra.postgres import table_format
@@ -163,9 +163,13 @@ def pinned(version: int, *, reading: bool) -> bytes:
 @contextmanager
 def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Read everything inside from one snapshot; the connection must be in autocommit mode, outside a transaction."""
-    with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    # One round trip to the server, where psycopg's own transaction and a SET are two.
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    try:
         yield
+    finally:
+        if connection.info.status == pq.ConnStatus.OK:
+            connection.execute("ROLLBACK")
 
 
 @contextmanager
