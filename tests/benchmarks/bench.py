@@ -139,9 +139,10 @@ class Site:
         plugin_paths: Sequence[Path] = (),
         snapshot: Mapping[str, object] | None = None,
         spill_directory: Path | None = None,
+        partitions: int | None = None,
     ) -> None:
         """`tables` are names or patterns, all of gitlab schema gitlab_main; `snapshot` and `spill_directory` are the
-        source's settings.
+        source's settings, and `partitions` is that of Kafka's topics.
         """
         self.bench = bench
         self.dsn = dsn
@@ -152,7 +153,10 @@ class Site:
                 {
                     "prefix": prefix,
                     "plugin_paths": list(map(str, plugin_paths)),
-                    "kafka": {"bootstrap_servers": bench.stack.endpoints.bootstrap_servers},
+                    "kafka": {
+                        "bootstrap_servers": bench.stack.endpoints.bootstrap_servers,
+                        **({"partitions": partitions} if partitions else {}),
+                    },
                     "databases": {
                         SOURCE: {
                             "dsn": dsn,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +14,8 @@ from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
 from schemas.topics import group_name
 from tests.benchmarks.bench import PATIENCE, Site
-from tests.benchmarks.machine import peak_megabytes
+from tests.benchmarks.machine import Meter, peak_megabytes
+from tests.benchmarks.producing import servers
 
 MIGRATION: Final = "skip_resets"
 
@@ -32,7 +35,8 @@ class Consumed:
 
     `rate` is in events per second from the first progress in the ledger to the last, without the first; `seconds`
     begins with the processes' start, or with their resume. `peak` is the highest peak memory of one, in MB. `ended` is
-    when the last progress was seen, in seconds of the monotonic clock.
+    when the last progress was seen, in seconds of the monotonic clock. `cpu` is the processor time, in seconds, of all
+    consumers and both servers in `seconds`.
     """
 
     events: int
@@ -41,44 +45,59 @@ class Consumed:
     seconds: float
     peak: float
     ended: float
+    cpu: float
 
     def __str__(self) -> str:
         return (
-            f"{self.rate:,.0f} events/s, {self.applied:,} applied, {self.seconds:.1f} s in all, peak {self.peak:.0f} MB"
+            f"{self.rate:,.0f} events/s, {self.applied:,} applied, {self.seconds:.1f} s in all,"
+            f" peak {self.peak:.0f} MB,"
+            f" {self.cpu / self.events * 1e6:.1f} processor seconds per million"
         )
 
 
-def consumed(site: Site, events: int, count: int = 1, every: float = 0.02, *, migration: str = MIGRATION) -> Consumed:
-    """Run `count` consumers from the topic's beginning until `events` are done.
+def consumed(site: Site, events: int, every: float = 0.02, *, migration: str = MIGRATION) -> Consumed:
+    """Run a consumer from the topic's beginning until `events` are done.
 
-    Several are paused until all are in the group, so that their work is measured without their start. The ledger is
-    queried every `every` seconds, which is work too.
+    The ledger is queried every `every` seconds, which is work too.
     """
-    bench = site.bench
     replay_if_run(site, migration)
-    processes: list[Guarded] = []
-    held = count > 1
-    try:
-        if held:
-            _run_command(site, "pause", migration)
+    began = time.monotonic()
+    with _consuming(site, migration, 1) as processes:
+        return _watched(site, migration, processes, events, began, every)
+
+
+def consumed_together(site: Site, events: int, count: int, *, migration: str = MIGRATION) -> Consumed:
+    """Run `count` consumers, paused until all are in the group: their work is measured without their start.
+
+    A consumer of the migration has run before.
+    """
+    replay_if_run(site, migration)
+    _run_command(site, "pause", migration)
+    with _consuming(site, migration, count) as processes:
+        for _ in site.bench.watched("the consumers", *processes, every=0.1):
+            if len(members(site.settings.kafka, group_name(site.prefix, migration))) == count:
+                break
+        time.sleep(_SETTLE_SECONDS)  # the group assigns its partitions in two rounds
         began = time.monotonic()
+        _run_command(site, "resume", migration)
+        return _watched(site, migration, processes, events, began, 0.02)
+
+
+@contextlib.contextmanager
+def _consuming(site: Site, migration: str, count: int) -> Iterator[list[Guarded]]:
+    processes: list[Guarded] = []
+    try:
         for number in range(count):
             name = f"consume-{site.prefix}-{number}"
-            processes.append(bench.start(name, site.command("consume", migration)))
-        if held:
-            for _ in bench.watched("the consumers", *processes, every=0.1):
-                if len(members(site.settings.kafka, group_name(site.prefix, migration))) == count:
-                    break
-            time.sleep(_SETTLE_SECONDS)  # the group assigns its partitions in two rounds
-            began = time.monotonic()
-            _run_command(site, "resume", migration)
-        return _watched(site, migration, processes, events, began, every)
+            processes.append(site.bench.start(name, site.command("consume", migration)))
+        yield processes
     finally:
         for process in processes:
             process.stop(signal.SIGTERM, _STOP_SECONDS)
 
 
 def _watched(site: Site, migration: str, processes: list[Guarded], events: int, began: float, every: float) -> Consumed:
+    meter = Meter.started({**servers(site.bench), **{str(each.pid): each.pid for each in processes}})
     first: tuple[float, int] | None = None
     peak = 0.0
     with site.bench.sql(site.dsn) as connection:
@@ -95,7 +114,8 @@ def _watched(site: Site, migration: str, processes: list[Guarded], events: int, 
             if first is not None and done >= events:
                 seconds = now - first[0] if done > first[1] else now - began
                 counted = done - first[1] if done > first[1] else done
-                return Consumed(done, applied, counted / seconds, now - began, peak, now)
+                cpu = sum(meter.read().values())
+                return Consumed(done, applied, counted / seconds, now - began, peak, now, cpu)
     raise HeadraceError("the consumers did not reach the end", remedy="try fewer --rows")
 
 

@@ -7,12 +7,11 @@ from tests.benchmarks.ledger import Consumed, consumed
 from tests.benchmarks.snapshots import snapshot_site
 
 
-def replay_runs(bench: Bench, rows: int, members: int = 1) -> list[Consumed]:
-    """Return all runs of so many consumers over the topic of a snapshot of `rows` rows."""
+def replay_runs(bench: Bench, rows: int) -> list[Consumed]:
+    """Return all runs of a consumer over the topic of a snapshot of `rows` rows."""
 
     def measure() -> list[Consumed]:
         site = snapshot_site(bench, rows)
-        what = f"replay of {rows:,} events by {members} consumer{'s' if members > 1 else ''}"
-        return bench.repeated(what, lambda _: consumed(site, rows, members), str)
+        return bench.repeated(f"replay of {rows:,} events", lambda _: consumed(site, rows), str)
 
-    return bench.once(("replay", rows, members), measure)
+    return bench.once(("replay", rows), measure)

@@ -1,16 +1,88 @@
-"""Two consumers on four partitions compared with one, over a topic in which no row needs a change."""
+"""Several consumers of a migration compared with one, where they do not wait for each other's processors.
+
+Two behind a network of 5 ms: each waits for the database, not for a processor. Ten on this machine: what counts is the
+processor time of an event, in the consumers and both servers, since they share the processors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from tests.benchmarks.bench import Bench, median
+from schemas.errors import HeadraceError
+from tests.benchmarks.bench import Bench, Site, median
+from tests.benchmarks.cases.resets import UNIT, restore
 from tests.benchmarks.figures import Figure, Target
-from tests.benchmarks.replays import replay_runs
+from tests.benchmarks.ledger import Consumed, consumed, consumed_together
+from tests.benchmarks.link import linked
+from tests.benchmarks.producing import copied
+
+_SECONDS: Final = 0.005
+_UNLIMITED: Final = 1e12
+_MANY: Final = 10
+_PARTITIONS: Final = 20
+_TIMES: Final = 4
+"""Times the rows of other benchmarks, since ten consumers do not notice at the same moment that they are resumed."""
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
-    """Measure both; the peer is the single consumer."""
-    two = median(run.rate for run in replay_runs(bench, bench.rows, members=2))
-    one = median(run.rate for run in replay_runs(bench, bench.rows))
-    yield Figure("consumers, two compared with one", two, "events/s", peer=one, target=Target(at_least=1.6, ratio=True))
+    """Measure one and several consumers in turn; the peer is the single one."""
+    one, two = zip(*_behind_a_network(bench), strict=True)
+    yield Figure(
+        "resets in a database 5 ms away, two consumers compared with one",
+        median(run.rate * run.applied / run.events for run in two),
+        UNIT,
+        peer=median(run.rate * run.applied / run.events for run in one),
+        target=Target(at_least=1.8, ratio=True),
+    )
+    one, ten = zip(*_sharing_processors(bench), strict=True)
+    yield Figure(
+        "replay by ten consumers, processor time compared with one",
+        median(run.cpu / run.events * 1e6 for run in ten),
+        "s/million",
+        peer=median(run.cpu / run.events * 1e6 for run in one),
+        smaller=True,
+        target=Target(at_least=0.95, ratio=True),
+    )
+
+
+def _behind_a_network(bench: Bench) -> list[tuple[Consumed, Consumed]]:
+    rows = max(3_000, bench.rows // 2)
+    dsn = bench.database("members", rows)
+    near = Site(bench, dsn, "members")
+    restore(bench, near)
+    copied(near)
+    near.drop_slot()
+
+    def reset(site: Site, count: int) -> Consumed:
+        outcome = consumed_together(site, rows, count)
+        if outcome.applied != rows // 3:
+            raise HeadraceError(f"{outcome.applied} rows were reset, where {rows // 3} should have been")
+        restore(bench, near)
+        return outcome
+
+    def pair(_: int) -> tuple[Consumed, Consumed]:
+        with linked(dsn, bytes_per_second=_UNLIMITED, seconds=_SECONDS) as over:
+            far = Site(bench, over, "members")
+            return reset(far, 1), reset(far, 2)
+
+    consumed(near, rows)
+    restore(bench, near)
+    return bench.repeated("resets in a database 5 ms away by one and two consumers", pair, _both)
+
+
+def _sharing_processors(bench: Bench) -> list[tuple[Consumed, Consumed]]:
+    rows = bench.rows * _TIMES
+    site = Site(bench, bench.database("many_members", rows), "many", partitions=_PARTITIONS)
+    copied(site)
+    site.drop_slot()
+    consumed(site, rows)
+
+    def pair(_: int) -> tuple[Consumed, Consumed]:
+        return consumed_together(site, rows, 1), consumed_together(site, rows, _MANY)
+
+    return bench.repeated(f"replay by one and {_MANY} consumers", pair, _both)
+
+
+def _both(runs: tuple[Consumed, Consumed]) -> str:
+    return "; ".join(map(str, runs))
