@@ -1,4 +1,4 @@
-"""Copying a whole table: rows per second committed to Kafka, compared with Debezium and plain COPY."""
+"""Copying a whole table: rows per second committed to Kafka, compared with Debezium, plain COPY and plain producing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from psycopg import pq
 
+from infra.kafka import clients
+from infra.kafka.topics import delete_topics, end_offsets, ensure_topic
+from infra.settings.model import SnapshotSettings
+from producers.publish.kafka_transaction import Relay
 from schemas.errors import HeadraceError
 from tests.benchmarks.bench import TABLE, Bench, Site, median, median_or_none
 from tests.benchmarks.debezium import Debezium, has_debezium
@@ -23,6 +28,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
     ours = snapshot_runs(bench, bench.rows)
     site = snapshot_site(bench, bench.rows)
     theirs = peer_runs(bench, site) if has_debezium(bench) else []
+    produced = bench.repeated("its records produced alone", lambda n: produce_rate(site, n), "{:,.0f} rows/s".format)
     copies = bench.repeated("COPY … TO STDOUT alone", lambda _: copy_rate(bench, site), "{:,.0f} rows/s".format)
     rate = median(run.rate for run in ours)
     yield Figure(
@@ -39,6 +45,13 @@ def figures(bench: Bench) -> Iterator[Figure]:
         peer=median_or_none(run.rate_from_start for run in theirs),
     )
     yield Figure("snapshot, share of COPY alone", rate, _UNIT, peer=median(copies))
+    yield Figure(
+        "snapshot, share of producing alone",
+        rate,
+        _UNIT,
+        peer=median(produced),
+        target=Target(at_least=0.65, ratio=True),
+    )
     yield from cpu_figures("snapshot", ours, theirs)
 
 
@@ -53,6 +66,37 @@ def peer_runs(bench: Bench, site: Site) -> list[Run]:
             peer.drop()
 
     return bench.repeated("Debezium's snapshot", run, str)
+
+
+def produce_rate(site: Site, number: int) -> float:
+    """Return the rows per second at which the snapshot's own records are committed to another topic.
+
+    By the producer's own client, in transactions of a chunk each; the records are in memory.
+    """
+    records, rows = list(_records(site)), SnapshotSettings().chunk_rows
+    topic = f"{site.topic}.alone"
+    ensure_topic(site.settings.kafka, topic)
+    relay = Relay(site.settings.kafka, f"alone{number}", topic)
+    began = time.monotonic()
+    for place in range(0, len(records), rows):
+        relay.send(topic, records[place : place + rows])
+        relay.commit()
+    seconds = time.monotonic() - began
+    relay.close()
+    delete_topics(site.settings.kafka, [topic])
+    return len(records) / seconds
+
+
+def _records(site: Site) -> Iterator[dict[str, bytes | None]]:
+    """Yield the records of the snapshot's topic."""
+    consumer = clients.consumer(site.settings.kafka, "bench-records")
+    ends = end_offsets(site.settings.kafka, site.topic)
+    consumer.assign([TopicPartition(site.topic, partition, OFFSET_BEGINNING) for partition in ends])
+    try:
+        while messages := consumer.consume(10_000, timeout=5.0):
+            yield from ({"key": each.key(), "value": each.value()} for each in messages if not each.error())
+    finally:
+        consumer.close()
 
 
 def copy_rate(bench: Bench, site: Site) -> float:
