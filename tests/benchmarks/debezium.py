@@ -169,14 +169,14 @@ class Debezium:
         except HeadraceError as error:
             if process.poll() is None:
                 raise
-            raise HeadraceError(f"Debezium ended: {self._last_error()}", remedy="") from error
+            raise HeadraceError(f"Debezium ended: {self._last_error() or process.last_lines()}", remedy="") from error
         finally:
             process.stop(signal.SIGTERM, _STOP_SECONDS)
 
     def _last_error(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         errors = [line for line in lines if " ERROR " in line or line.startswith("Caused by: ")]
-        return " / ".join(errors[-3:])[:1000] or "no error in its log"
+        return " / ".join(errors[-3:])[:1000]
 
     def streams_from_here(self) -> None:
         """Start it, wait until a change has arrived, and stop it: later changes wait in its slot."""

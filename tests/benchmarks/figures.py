@@ -110,4 +110,4 @@ def _rounded(number: float | None) -> float | None:
 
 def displayed(number: float) -> str:
     """Return a number as text: whole from 1,000 on, else with three digits."""
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+    return f"{number:,.0f}" if abs(number) >= 999.5 else f"{number:.3g}"
