@@ -96,6 +96,11 @@ class Bench:
 
         return self.once(("database", name), make)
 
+    def drop_database(self, name: str) -> None:
+        """Drop a database that `database` returned, for its space on disk; the next call creates it again."""
+        self._made.pop(("database", name), None)
+        self.stack.postgres.drop_database(f"bench_{name}")
+
     @contextlib.contextmanager
     def sql(self, dsn: str) -> Iterator[psycopg.Connection[Any]]:
         """Yield an autocommit connection."""

@@ -48,6 +48,15 @@ _CONNECTOR: Final = {
     "max.batch.size": "8192",
     "max.queue.size": "65536",
 }
+_WIDE_WORKER: Final = {
+    "producer.max.request.size": str(100 << 20),
+    "producer.buffer.memory": str(256 << 20),
+    "producer.batch.size": str(1 << 20),
+}
+"""For wide rows: requests as large as a broker accepts, a buffer that holds several records, and batches of 1 MiB, as
+headrace's client has them: by default each record of more than 16 KiB would be a batch of its own."""
+_BATCH_BYTES: Final = 32 << 20
+_WIDE_QUEUE_BYTES: Final = 128 << 20
 _LOG4J: Final = """\
 status = error
 appender.file.type = File
@@ -86,13 +95,29 @@ def has_debezium(bench: Bench) -> bool:
     return bench.once("debezium", ask)
 
 
+def _for_wide_rows(row_bytes: int) -> dict[str, str]:
+    """Return the connector's settings for rows of this size, in bytes.
+
+    Otherwise rows are limited by number alone: PostgreSQL's driver gets 10,240 at once, a batch has 8,192 and the queue
+    65,536 of them, which with 1 MB each are far more than the heap. So a fetch and a batch have as many rows as are in
+    32 MiB, which is also headrace's chunk, and the queue has the limit in bytes that Debezium's documentation offers.
+    """
+    fitting = max(1, _BATCH_BYTES // row_bytes)
+    return {
+        "snapshot.fetch.size": str(min(10_240, fitting)),
+        "max.batch.size": str(min(8_192, fitting)),
+        "max.queue.size.in.bytes": str(_WIDE_QUEUE_BYTES),
+    }
+
+
 class Debezium:
     """One connector on one database; `name` is its topic prefix, its slot and its publication.
 
-    With `snapshot` it copies the table first, else it streams from its first start on.
+    With `snapshot` it copies the table first, else it streams from its first start on. `row_bytes` is the size of wide
+    rows (see `_for_wide_rows`).
     """
 
-    def __init__(self, bench: Bench, site: Site, name: str, *, snapshot: bool) -> None:
+    def __init__(self, bench: Bench, site: Site, name: str, *, snapshot: bool, row_bytes: int | None = None) -> None:
         self._bench = bench
         self._site = site
         self.name = name
@@ -113,14 +138,20 @@ class Debezium:
             "topic.creation.default.partitions": str(partitions),
             "topic.creation.default.replication.factor": "1",
         }
-        worker = _WORKER | {
-            "bootstrap.servers": bench.stack.endpoints.bootstrap_servers,
-            "listeners": f"http://127.0.0.1:{free_port()}",
-            "offset.storage.file.filename": str(bench.place / f"{name}.offsets"),
-        }
+        if row_bytes is not None:
+            connector |= _for_wide_rows(row_bytes)
+        worker = (
+            _WORKER
+            | ({} if row_bytes is None else _WIDE_WORKER)
+            | {
+                "bootstrap.servers": bench.stack.endpoints.bootstrap_servers,
+                "listeners": f"http://127.0.0.1:{free_port()}",
+                "offset.storage.file.filename": str(bench.place / f"{name}.offsets"),
+            }
+        )
         self._files = [self._properties("worker", worker), self._properties("connector", connector)]
         log4j = bench.kept_private(f"{name}-log4j2.properties", _LOG4J.format(log=self._log))
-        self._options = ["-Xms256m", "-Xmx2g", f"-Dlog4j2.configurationFile={log4j}"]
+        self._options = ["-Xms256m", "-Xmx2g", "-XX:+ExitOnOutOfMemoryError", f"-Dlog4j2.configurationFile={log4j}"]
 
     def _properties(self, kind: str, values: dict[str, str]) -> Path:
         text = "".join(f"{key}={value}\n" for key, value in values.items())
@@ -138,14 +169,14 @@ class Debezium:
         except HeadraceError as error:
             if process.poll() is None:
                 raise
-            raise HeadraceError(f"Debezium ended: {self._last_error()}", remedy="") from error
+            raise HeadraceError(f"Debezium ended: {self._last_error() or process.last_lines()}", remedy="") from error
         finally:
             process.stop(signal.SIGTERM, _STOP_SECONDS)
 
     def _last_error(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         errors = [line for line in lines if " ERROR " in line or line.startswith("Caused by: ")]
-        return " / ".join(errors[-3:])[:1000] or "no error in its log"
+        return " / ".join(errors[-3:])[:1000]
 
     def streams_from_here(self) -> None:
         """Start it, wait until a change has arrived, and stop it: later changes wait in its slot."""

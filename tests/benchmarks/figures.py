@@ -94,9 +94,9 @@ def table(figures: Iterable[Figure]) -> Table:
     for figure in figures:
         lines.add_row(
             figure.name,
-            _number(figure.value),
+            displayed(figure.value),
             figure.unit,
-            "" if figure.peer is None else _number(figure.peer),
+            "" if figure.peer is None else displayed(figure.peer),
             "" if figure.ratio is None else f"{figure.ratio:.2f}",
             str(figure.target or ""),
             {None: "", True: "yes", False: "NO"}[figure.met],
@@ -108,5 +108,6 @@ def _rounded(number: float | None) -> float | None:
     return None if number is None else float(f"{number:.5g}")
 
 
-def _number(number: float) -> str:
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+def displayed(number: float) -> str:
+    """Return a number as text: whole from 1,000 on, else with three digits."""
+    return f"{number:,.0f}" if abs(number) >= 999.5 else f"{number:.3g}"

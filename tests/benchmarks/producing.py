@@ -17,7 +17,7 @@ from infra.state.positions import SnapshotState, StreamState
 from schemas.errors import HeadraceError
 from schemas.positions import Lsn
 from tests.benchmarks.bench import Bench, Site, median_or_none
-from tests.benchmarks.figures import Figure
+from tests.benchmarks.figures import Figure, displayed
 from tests.benchmarks.machine import Meter, peak_megabytes
 from tests.benchmarks.watching import EndWatch, PositionsWatch
 
@@ -52,9 +52,9 @@ class Run:
 
     def __str__(self) -> str:
         million = self.events / 1e6
-        cpu = ", ".join(f"{name} {seconds / million:.1f}" for name, seconds in self.cpu.items())
+        cpu = ", ".join(f"{name} {displayed(seconds / million)}" for name, seconds in self.cpu.items())
         return (
-            f"{self.rate:,.0f}/s ({self.rate_from_start:,.0f}/s from process start),"
+            f"{displayed(self.rate)}/s ({displayed(self.rate_from_start)}/s from process start),"
             f" peak {self.peak:.0f} MB, processor seconds per million: {cpu}"
         )
 

@@ -231,7 +231,7 @@ PLANTS: Final[dict[str, Plant]] = {
 
 A round cannot show items 9, 10, 14 and 19, which are about time, memory and existing topics: they are in
 tests/producers/source/test_table_errors.py and test_copy_phase.py, tests/infra/postgres/test_copy_out.py and `make
-bench ONLY=wide_memory`, tests/producers/watch/test_topic_watch.py, tests/producers/session/test_acquire.py. Item 15 is
+bench ONLY=wide`, tests/producers/watch/test_topic_watch.py, tests/producers/session/test_acquire.py. Item 15 is
 a limit that docs/reference/events.md documents.
 """
 
