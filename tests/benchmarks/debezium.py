@@ -149,8 +149,8 @@ class Debezium:
 
     def streams_from_here(self) -> None:
         """Start it, wait until a change has arrived, and stop it: later changes wait in its slot."""
-        with contextlib.closing(EndWatch(self._site.settings.kafka, *self.topics)) as ends, self.running() as process:
-            await_change(self._site, ends, process)
+        with self.running() as process:
+            await_change(self._site, EndWatch(self._site.settings.kafka, self.topics), process)
 
     def timed(self, events: int) -> Run:
         """Run it until `events` more records are in its topics; raises HeadraceError if it has sent more in the end.
@@ -158,24 +158,24 @@ class Debezium:
         The time without startup begins, for a snapshot, when its log reports that it reads the first table; else with
         the first record in a topic.
         """
-        with contextlib.closing(EndWatch(self._site.settings.kafka, *self.topics)) as ends:
-            before = now = ends.count()
-            of_servers = Meter.started(servers(self._bench))
-            started, clock = time.monotonic(), time.time()
-            began = 0.0
-            with self.running() as process:
-                own = Meter.started({"Debezium": process.pid})
-                for _ in self._bench.watched("Debezium", process):
-                    now = ends.count()
-                    if now > before and not began:
-                        began = time.monotonic()
-                    if now >= before + events:
-                        break
-                ended = time.monotonic()
-                peak = peak_megabytes(process.pid)
-                cpu = own.read() | of_servers.read()
-            if (come := ends.count() - before) != events:
-                raise HeadraceError(f"{come} changes came from Debezium, but {events} were made")
+        ends = EndWatch(self._site.settings.kafka, self.topics)
+        before = now = ends.count()
+        of_servers = Meter.started(servers(self._bench))
+        started, clock = time.monotonic(), time.time()
+        began = 0.0
+        with self.running() as process:
+            own = Meter.started({"Debezium": process.pid})
+            for _ in self._bench.watched("Debezium", process):
+                now = ends.count()
+                if now > before and not began:
+                    began = time.monotonic()
+                if now >= before + events:
+                    break
+            ended = time.monotonic()
+            peak = peak_megabytes(process.pid)
+            cpu = own.read() | of_servers.read()
+        if (come := ends.count() - before) != events:
+            raise HeadraceError(f"{come} changes came from Debezium, but {events} were made")
         found = _COPY_BEGINS.search(self._log.read_text(errors="replace"))
         if found:
             began = started + int(found[1]) / 1000 - clock

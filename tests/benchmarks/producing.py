@@ -98,8 +98,7 @@ def caught_up(site: Site, events: int, last: Lsn) -> Run:
     def ends(record: BaseModel) -> bool:
         return isinstance(record, StreamState) and record.confirmed_lsn > last
 
-    with contextlib.closing(EndWatch(site.settings.kafka, *site.topics)) as topics:
-        begin = topics.ends()
+    begin = EndWatch(site.settings.kafka, site.topics).ends()
     timed = _timed(site, StreamState, ends)
     if (come := committed_records(site.settings.kafka, begin)) != events:
         raise HeadraceError(f"{come} changes were published, but {events} were made")

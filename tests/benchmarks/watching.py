@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from pydantic import BaseModel
 
 from infra.kafka import clients
-from infra.kafka.topics import STATE, ensure_topic, shows_all
+from infra.kafka.topics import STATE, end_offsets_of, ensure_topic, shows_all
 from infra.settings.model import KafkaSettings
 from infra.stack.processes.keeper import Guarded
 from infra.state.positions import SnapshotState, StreamState
@@ -89,24 +88,20 @@ class PositionsWatch:
 
 
 class EndWatch:
-    """Counts the records of topics by their partitions' ends (transaction markers count too)."""
+    """Counts the committed records of topics by their partitions' ends (transaction markers count too)."""
 
-    def __init__(self, settings: KafkaSettings, *topics: str) -> None:
-        self._consumer = clients.consumer(settings, "bench-ends", isolation_level="read_uncommitted")
-        self._partitions = partitions_of(self._consumer, topics)
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
+        self._settings = settings
+        self._topics = topics
 
     def count(self) -> int:
         """Return the sum of the current ends."""
         return sum(place.offset for place in self.ends())
 
     def ends(self) -> list[TopicPartition]:
-        """Return the current end of each partition."""
-        return [TopicPartition(place.topic, place.partition, _end(self._consumer, place)) for place in self._partitions]
-
-    def close(self) -> None:
-        """Close the connection."""
-        with contextlib.suppress(RuntimeError):
-            self._consumer.close()
+        """Return the current end of each partition, by one request: a reader is measured meanwhile."""
+        found = end_offsets_of(self._settings, self._topics)
+        return [TopicPartition(topic, *place) for topic, ends in found.items() for place in ends.items()]
 
 
 def await_change(site: Site, ends: EndWatch, process: Guarded) -> None:
@@ -125,7 +120,7 @@ def await_change(site: Site, ends: EndWatch, process: Guarded) -> None:
             last = now
 
 
-def partitions_of(consumer: Consumer, topics: Iterable[str], offset: int = OFFSET_BEGINNING) -> list[TopicPartition]:
+def partitions_of(consumer: Consumer, topics: Iterable[str], offset: int) -> list[TopicPartition]:
     """Return `offset` in every partition of existing topics."""
     return [
         TopicPartition(topic, partition, offset)
@@ -134,14 +129,22 @@ def partitions_of(consumer: Consumer, topics: Iterable[str], offset: int = OFFSE
     ]
 
 
+def beginnings(settings: KafkaSettings, topics: Iterable[str]) -> list[TopicPartition]:
+    """Return the beginning of every partition of existing topics."""
+    with clients.reading(settings) as client:
+        return partitions_of(client, topics, OFFSET_BEGINNING)
+
+
 def committed_records(settings: KafkaSettings, begin: Sequence[TopicPartition]) -> int:
     """Count the records after `begin` that a read-committed consumer gets; no producer may be writing.
 
-    Raises HeadraceError if the topics cannot be read to their ends in time.
+    It waits first until all partitions show what is committed, which they do one after the other. Raises HeadraceError
+    if the topics cannot be read to their ends in time.
     """
     deadline = time.monotonic() + PATIENCE
-    while not all(shows_all(settings, topic) for topic in {place.topic for place in begin}):
-        time.sleep(0.05)  # a transaction is committed in one partition after the other
+    topics = {place.topic for place in begin}
+    while not all(shows_all(settings, topic) for topic in topics) and time.monotonic() < deadline:
+        time.sleep(0.05)
     with clients.reading(settings, enable_partition_eof=True, fetch_wait_max_ms=10) as client:
         clients.assign(client, begin)
         left, count = {(place.topic, place.partition) for place in begin}, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,16 +76,14 @@ def figures(bench: Bench) -> Iterator[Figure]:
 def _ours(bench: Bench, site: Site, rows: int) -> Latency:
     with PositionsWatch(site) as watch, producing(site) as process:
         watch.until_copied(process)
-        with contextlib.closing(EndWatch(site.settings.kafka, *site.topics)) as ends:
-            await_change(site, ends, process)
+        await_change(site, EndWatch(site.settings.kafka, site.topics), process)
         with Follower(site.settings.kafka, site.topics, headrace_clock()) as follower:
             return _measured(bench, site, rows, follower, process)
 
 
 def _theirs(bench: Bench, site: Site, peer: Debezium, rows: int) -> Latency:
     with peer.running() as process:
-        with contextlib.closing(EndWatch(site.settings.kafka, *peer.topics)) as ends:
-            await_change(site, ends, process)
+        await_change(site, EndWatch(site.settings.kafka, peer.topics), process)
         with Follower(site.settings.kafka, peer.topics, debezium_clock) as follower:
             return _measured(bench, site, rows, follower, process)
 
