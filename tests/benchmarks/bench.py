@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
 import tomli_w
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
 
 from infra.demo.gitlab import build
@@ -114,9 +115,15 @@ class Bench:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def start(self, name: str, words: list[str | Path]) -> Guarded:
-        """Start a process whose output goes to a file of the same name."""
-        return self.stack.keeper.start(words, log=self.place / f"{name}.log", cwd=Path(__file__).parents[2])
+    def for_libpq(self, dsn: str) -> tuple[str, dict[str, str]]:
+        """Return a database as PostgreSQL's programs take it, without its password, and the environment that has it."""
+        parts = conninfo_to_dict(dsn)
+        file = self.kept_private("pgpass", f"*:*:*:*:{parts.pop('password')}\n")
+        return make_conninfo("", **parts), {"PGPASSFILE": str(file)}
+
+    def start(self, name: str, words: list[str | Path], env: Mapping[str, str] | None = None) -> Guarded:
+        """Start a process whose output goes to a file of the same name; `env` is added to its environment."""
+        return self.stack.keeper.start(words, log=self.place / f"{name}.log", cwd=Path(__file__).parents[2], env=env)
 
     def watched(self, what: str, *processes: Guarded, every: float = 0.02) -> Iterator[None]:
         """Yield every `every` seconds while the caller waits; raise if a process fails, or on timeout."""
@@ -133,6 +140,9 @@ class Bench:
 class Site:
     """headrace's settings, topics and slot for one database, under a separate prefix."""
 
+    touch: LiteralString = f"UPDATE {TABLE} SET updated_at = now() WHERE id = 1"
+    """A statement that changes one row of a captured table."""
+
     def __init__(
         self,
         bench: Bench,
@@ -147,11 +157,12 @@ class Site:
         partitions: int | None = None,
     ) -> None:
         """`tables` are names or patterns, all of gitlab schema gitlab_main; `snapshot` and `spill_directory` are the
-        source's settings, and `partitions` is that of Kafka's topics.
+        source's settings, and `partitions` is that of Kafka's topics. `topics` has to be set for patterns.
         """
         self.bench = bench
         self.dsn = dsn
         self.prefix = prefix
+        self.tables = tuple(tables)
         self.file = bench.kept_private(
             f"{prefix}.toml",
             tomli_w.dumps(
@@ -181,8 +192,13 @@ class Site:
             if recorded_prefix(connection) not in (None, prefix):
                 # A ledger belongs to one prefix's topics: this one starts without.
                 connection.execute("DROP SCHEMA headrace CASCADE")
-        self.topic = table_topic(prefix, "gitlab_main", SOURCE, *TABLE.split("."))
+        self.topics = [table_topic(prefix, "gitlab_main", SOURCE, *table.split(".")) for table in tables]
         self.slot = slot_name(self.settings, SOURCE, self.settings.database(SOURCE))
+
+    @property
+    def topic(self) -> str:
+        """The topic of its first table."""
+        return self.topics[0]
 
     def command(self, *words: str) -> list[str | Path]:
         """Return the command line of a headrace command."""
@@ -199,8 +215,8 @@ class Site:
     def drop(self) -> None:
         """Remove the slot and the topics."""
         self.drop_slot()
-        topics = [self.topic, positions_topic(self.prefix), f"{self.prefix}.schemas"]
-        delete_topics(self.settings.kafka, topics)
+        own = [positions_topic(self.prefix), f"{self.prefix}.schemas"]
+        delete_topics(self.settings.kafka, [*self.topics, *own])
 
 
 def drop_slot(bench: Bench, dsn: str, slot: str) -> None:

@@ -17,13 +17,13 @@ from typing import Final
 import platformdirs
 from psycopg.conninfo import conninfo_to_dict
 
-from infra.kafka.topics import delete_topics, ensure_topic
+from infra.kafka.topics import delete_topics, ensure_topics
 from infra.stack.brokers.jars import Jar, download_from_maven, ensure_jars, listed_jars
 from infra.stack.brokers.java import find_java
 from infra.stack.processes.keeper import Guarded
 from infra.stack.processes.ports import free_port
 from schemas.errors import HeadraceError
-from tests.benchmarks.bench import TABLE, Bench, Site, drop_slot
+from tests.benchmarks.bench import Bench, Site, drop_slot
 from tests.benchmarks.machine import Meter, peak_megabytes
 from tests.benchmarks.producing import Run, servers
 from tests.benchmarks.watching import EndWatch, await_change
@@ -44,7 +44,6 @@ _CONNECTOR: Final = {
     "tasks.max": "1",
     "plugin.name": "pgoutput",
     "publication.autocreate.mode": "filtered",
-    "table.include.list": TABLE,
     "max.batch.size": "8192",
     "max.queue.size": "65536",
 }
@@ -111,9 +110,9 @@ def _for_wide_rows(row_bytes: int) -> dict[str, str]:
 
 
 class Debezium:
-    """One connector on one database; `name` is its topic prefix, its slot and its publication.
+    """One connector for a site's tables; `name` is its topic prefix, its slot and its publication.
 
-    With `snapshot` it copies the table first, else it streams from its first start on. `row_bytes` is the size of wide
+    With `snapshot` it copies the tables first, else it streams from its first start on. `row_bytes` is the size of wide
     rows (see `_for_wide_rows`).
     """
 
@@ -121,14 +120,15 @@ class Debezium:
         self._bench = bench
         self._site = site
         self.name = name
-        self.topic = f"{name}.{TABLE}"
+        self.topics = [f"{name}.{table}" for table in site.tables]
         self._log = bench.place / f"{name}-connect.log"
-        partitions = ensure_topic(site.settings.kafka, self.topic)
+        partitions = max(ensure_topics(site.settings.kafka, self.topics).partitions.values())
         parts = conninfo_to_dict(site.dsn)
         connector = _CONNECTOR | {
             "topic.prefix": name,
             "slot.name": name,
             "publication.name": name,
+            "table.include.list": ",".join(site.tables),
             "snapshot.mode": "initial" if snapshot else "no_data",
             "database.hostname": str(parts["host"]),
             "database.port": str(parts["port"]),
@@ -180,39 +180,41 @@ class Debezium:
 
     def streams_from_here(self) -> None:
         """Start it, wait until a change has arrived, and stop it: later changes wait in its slot."""
-        with contextlib.closing(EndWatch(self._site.settings.kafka, self.topic)) as ends, self.running() as process:
-            await_change(self._site, ends, process)
+        with self.running() as process:
+            await_change(self._site, EndWatch(self._site.settings.kafka, self.topics), process)
 
     def timed(self, events: int) -> Run:
-        """Run it until `events` more records are in its topic.
+        """Run it until `events` more records are in its topics; raises HeadraceError if it has sent more in the end.
 
-        The time without startup begins, for a snapshot, when its log reports that it reads the table; else with
-        the first record in the topic.
+        The time without startup begins, for a snapshot, when its log reports that it reads the first table; else with
+        the first record in a topic.
         """
-        with contextlib.closing(EndWatch(self._site.settings.kafka, self.topic)) as ends:
-            before = now = ends.count()
-            of_servers = Meter.started(servers(self._bench))
-            started, clock = time.monotonic(), time.time()
-            began = 0.0
-            with self.running() as process:
-                own = Meter.started({"Debezium": process.pid})
-                for _ in self._bench.watched("Debezium", process):
-                    now = ends.count()
-                    if now > before and not began:
-                        began = time.monotonic()
-                    if now >= before + events:
-                        break
-                ended = time.monotonic()
-                peak = peak_megabytes(process.pid)
-                cpu = own.read() | of_servers.read()
+        ends = EndWatch(self._site.settings.kafka, self.topics)
+        before = now = ends.count()
+        of_servers = Meter.started(servers(self._bench))
+        started, clock = time.monotonic(), time.time()
+        began = 0.0
+        with self.running() as process:
+            own = Meter.started({"Debezium": process.pid})
+            for _ in self._bench.watched("Debezium", process):
+                now = ends.count()
+                if now > before and not began:
+                    began = time.monotonic()
+                if now >= before + events:
+                    break
+            ended = time.monotonic()
+            peak = peak_megabytes(process.pid)
+            cpu = own.read() | of_servers.read()
+        if (come := ends.count() - before) != events:
+            raise HeadraceError(f"{come} changes came from Debezium, but {events} were made")
         found = _COPY_BEGINS.search(self._log.read_text(errors="replace"))
         if found:
             began = started + int(found[1]) / 1000 - clock
         return Run(events, ended - began, ended - started, peak, cpu)
 
     def drop(self) -> None:
-        """Remove its slot, its publication and its topic."""
+        """Remove its slot, its publication and its topics."""
         drop_slot(self._bench, self._site.dsn, self.name)
         with self._bench.sql(self._site.dsn) as connection:
             connection.execute(f"DROP PUBLICATION IF EXISTS {self.name}")
-        delete_topics(self._site.settings.kafka, [self.topic])
+        delete_topics(self._site.settings.kafka, self.topics)

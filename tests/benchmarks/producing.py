@@ -19,7 +19,7 @@ from schemas.positions import Lsn
 from tests.benchmarks.bench import Bench, Site, median_or_none
 from tests.benchmarks.figures import Figure, displayed
 from tests.benchmarks.machine import Meter, peak_megabytes
-from tests.benchmarks.watching import EndWatch, PositionsWatch
+from tests.benchmarks.watching import CopiedTables, EndWatch, PositionsWatch, committed_records
 
 _STOP_SECONDS: Final = 20.0
 
@@ -83,33 +83,25 @@ def producing(site: Site) -> Iterator[Guarded]:
 
 
 def copied(site: Site) -> Run:
-    """Run a producer until it has copied the table, which is new to it."""
-
-    done: list[SnapshotState] = []
-
-    def ends(record: BaseModel) -> bool:
-        if isinstance(record, SnapshotState) and record.done:
-            done.append(record)
-        return bool(done)
-
-    timed = _timed(site, SnapshotState, ends)
-    return Run(done[-1].rows, *timed)
+    """Run a producer until it has copied all tables of the site, which are new to it."""
+    tables = CopiedTables(len(site.topics))
+    timed = _timed(site, SnapshotState, tables.complete)
+    return Run(sum(tables.rows.values()), *timed)
 
 
 def caught_up(site: Site, events: int, last: Lsn) -> Run:
     """Run a stopped producer until it has fully published the transaction that ends after `last`.
 
-    Raises HeadraceError if fewer than `events` records were added to the topic meanwhile.
+    Raises HeadraceError unless exactly `events` records were added to the site's topics meanwhile.
     """
 
     def ends(record: BaseModel) -> bool:
         return isinstance(record, StreamState) and record.confirmed_lsn > last
 
-    with contextlib.closing(EndWatch(site.settings.kafka, site.topic)) as topic:
-        before = topic.count()
-        timed = _timed(site, StreamState, ends)
-        if (come := topic.count() - before) < events:
-            raise HeadraceError(f"{come} changes were published, but {events} were made")
+    begin = EndWatch(site.settings.kafka, site.topics).ends()
+    timed = _timed(site, StreamState, ends)
+    if (come := committed_records(site.settings.kafka, begin)) != events:
+        raise HeadraceError(f"{come} changes were published, but {events} were made")
     return Run(events, *timed)
 
 

@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from infra.kafka import clients
 from infra.kafka.topics import delete_topics, ensure_topics
 from infra.settings.model import KafkaSettings
-from infra.state.positions import SnapshotState, StreamState
+from infra.state.positions import StreamState
 from schemas.errors import HeadraceError
 from schemas.topics import table_topic
 from tests.benchmarks.bench import PATIENCE, SOURCE, Bench, Site
 from tests.benchmarks.figures import Figure, Target
 from tests.benchmarks.machine import peak_megabytes
 from tests.benchmarks.producing import producing, write_position
-from tests.benchmarks.watching import PositionsWatch
+from tests.benchmarks.watching import CopiedTables, PositionsWatch
 
 _TABLES: Final = 1_100
 """The number of tables of GitLab's schema."""
@@ -89,7 +89,7 @@ class _ManyTables:
     def __init__(self, bench: Bench, dsn: str) -> None:
         self._bench = bench
         self._site = Site(bench, dsn, "many", tables=["public.many_*"])
-        self._topics = [
+        self._site.topics = [
             table_topic("many", "gitlab_main", SOURCE, "public", f"many_{number:04d}") for number in range(_TABLES)
         ]
 
@@ -106,14 +106,7 @@ class _ManyTables:
 
     def first_start(self) -> tuple[float, float]:
         """Return the seconds until every table is copied, and the producer's peak memory in MB."""
-        copied: set[str] = set()
-
-        def all_copied(record: BaseModel) -> bool:
-            if isinstance(record, SnapshotState) and record.done:
-                copied.add(record.table)
-            return len(copied) == _TABLES
-
-        return self._timed(all_copied)
+        return self._timed(CopiedTables(_TABLES).complete)
 
     def restart(self) -> tuple[float, float]:
         """Return the seconds until a change that was made while the producer was stopped is published; memory."""
@@ -131,6 +124,4 @@ class _ManyTables:
 
     def drop(self) -> None:
         """Remove the slot and the topics."""
-        self._site.drop_slot()
-        delete_topics(self._site.settings.kafka, self._topics)
         self._site.drop()

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from psycopg.conninfo import conninfo_to_dict
-
 from infra.stack.postgresql.postgres_programs import installed_programs
 from schemas.positions import Lsn, format_lsn
 from tests.benchmarks.bench import PATIENCE, TABLE, Bench, Site, drop_slot, median, median_or_none
@@ -67,9 +65,9 @@ def catch_up_rounds(bench: Bench) -> list[Round]:
     def measure() -> list[Round]:
         site = Site(bench, bench.database("changing", bench.rows), "catch_up")
         peer = Debezium(bench, site, "dbz_catch_up", snapshot=False) if has_debezium(bench) else None
-        copied(site)
         if peer is not None:
-            peer.streams_from_here()
+            peer.streams_from_here()  # first: what it changes for that is not among the changes to catch up with
+        copied(site)
         try:
             return bench.repeated("catching up", lambda number: _round(bench, site, peer, number), str)
         finally:
@@ -117,19 +115,15 @@ def _change(bench: Bench, dsn: str, changes: int) -> Lsn:
 
 def _received(bench: Bench, site: Site, last: Lsn) -> float:
     """Return the seconds that pg_recvlogical takes to write the same changes into a file."""
-    parts = conninfo_to_dict(site.dsn)
-    passwords = bench.kept_private("pgpass", f"*:*:*:*:{parts['password']}\n")
+    database, env = bench.for_libpq(site.dsn)
     target = bench.place / "received"
     words: list[str | Path] = [
         installed_programs() / "pg_recvlogical",
-        *("-d", f"host={parts['host']} port={parts['port']} user={parts['user']} dbname={parts['dbname']}"),
-        *("-S", _RECEIVER, "--start", "--no-loop", "-f", target, "--endpos", format_lsn(last)),
+        *("-d", database, "-S", _RECEIVER, "--start", "--no-loop", "-f", target, "--endpos", format_lsn(last)),
         *("-o", "proto_version=1", "-o", f"publication_names={site.settings.database('main').publication}"),
     ]
     began = time.monotonic()
-    bench.stack.keeper.run(
-        words, log=bench.place / "receiver.log", cwd=bench.place, env={"PGPASSFILE": str(passwords)}, timeout=PATIENCE
-    )
+    bench.stack.keeper.run(words, log=bench.place / "receiver.log", cwd=bench.place, env=env, timeout=PATIENCE)
     seconds = time.monotonic() - began
     target.unlink()
     return seconds

@@ -186,7 +186,7 @@ class _RegistrySite(Site):
         }
         self.file = bench.kept_private(f"{prefix}.toml", tomli_w.dumps(document))
         self.settings = load_settings(self.file)
-        self.topic = table_topic(prefix, "registry", SOURCE, *_REPOSITORIES.split("."))
+        self.topics = [table_topic(prefix, "registry", SOURCE, *_REPOSITORIES.split("."))]
         self.slot = slot_name(self.settings, SOURCE, self.settings.database(SOURCE))
 
 

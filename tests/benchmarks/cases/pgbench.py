@@ -1,0 +1,219 @@
+"""pgbench's own script, which is like TPC-B, at the server's full rate: without a reader, with headrace, with Debezium.
+
+The database, with the reader's decoding in it, and pgbench have one half of the processors, Kafka and the reader the
+other (see processors.py). pgbench_history has no key, so both readers have the other three tables, of which each
+transaction updates one row. Every change has to arrive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from infra.stack.postgresql.postgres_programs import installed_programs
+from infra.stack.processes.keeper import Guarded
+from schemas.errors import HeadraceError
+from tests.benchmarks.bench import PATIENCE, Bench, Site, median, median_or_none
+from tests.benchmarks.debezium import Debezium, has_debezium
+from tests.benchmarks.delays import Clock, Delay, Follower, debezium_clock, headrace_clock, percentile, within
+from tests.benchmarks.figures import Figure, Target
+from tests.benchmarks.processors import Halves
+from tests.benchmarks.producing import producing
+from tests.benchmarks.watching import EndWatch, PositionsWatch, await_change
+
+_TABLES: Final = ("public.pgbench_accounts", "public.pgbench_branches", "public.pgbench_tellers")
+_SCALE_ROWS: Final = 100_000
+"""Accounts per unit of pgbench's scale."""
+
+_CLIENTS: Final = ("-c", "4", "-j", "2", "-M", "prepared")
+_WARM_SECONDS: Final = 10
+_THIRD_SECONDS: Final = 10
+_SECONDS: Final = _WARM_SECONDS + 3 * _THIRD_SECONDS
+
+_DONE: Final = re.compile(r"^number of transactions actually processed: (\d+)", re.MULTILINE)
+_RATE: Final = re.compile(r"^tps = ([\d.]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """Milliseconds from commit to a consumer after the warm-up, and the p99 of the middle and of the last third."""
+
+    p50: float
+    p99: float
+    middle: float
+    last: float
+
+    @property
+    def growth(self) -> float:
+        """How many times the middle third's p99 the last third's is; it stays near 1 if the reader keeps up."""
+        return self.last / self.middle
+
+    @classmethod
+    def of(cls, delays: Sequence[Delay]) -> Lag:
+        """Return the lag in the delays of a whole run."""
+        second, third = (_WARM_SECONDS + number * _THIRD_SECONDS for number in (1, 2))
+        counted = within(delays, _WARM_SECONDS)
+        return cls(
+            percentile(counted, 50),
+            percentile(counted, 99),
+            percentile(within(delays, second, third), 99),
+            percentile(within(delays, third), 99),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Transactions per second of pgbench, and the lag of the reader, if there was one."""
+
+    tps: float
+    lag: Lag | None = None
+
+    def __str__(self) -> str:
+        if self.lag is None:
+            return f"{self.tps:,.0f} tps"
+        lag = self.lag
+        return (
+            f"{self.tps:,.0f} tps, p50 {lag.p50:.1f} ms, p99 {lag.p99:.1f} ms,"
+            f" of the middle third {lag.middle:.1f} ms, of the last {lag.last:.1f} ms"
+        )
+
+
+class _PgbenchSite(Site):
+    """The site of pgbench's tables."""
+
+    touch = "UPDATE pgbench_branches SET bbalance = bbalance WHERE bid = 1"
+
+
+def figures(bench: Bench) -> Iterator[Figure]:
+    """Measure all situations in each run, of which each is the first one now and then."""
+    dsn = bench.once("pgbench", lambda: _filled(bench))
+    situations: dict[str, Callable[[_Pgbench], Outcome]] = {"no reader": _Pgbench.alone, "headrace": _Pgbench.ours}
+    if has_debezium(bench):
+        situations["Debezium"] = _Pgbench.theirs
+    halves = Halves()
+
+    def run(number: int) -> dict[str, Outcome]:
+        site = _PgbenchSite(bench, dsn, f"pgbench{number}", tables=_TABLES)
+        names = list(situations)
+        first = number % len(names)
+        return {name: situations[name](_Pgbench(site, halves, number)) for name in names[first:] + names[:first]}
+
+    with halves.between(bench):
+        runs = bench.repeated(
+            "pgbench", run, lambda outcomes: "; ".join(f"{name} {found}" for name, found in outcomes.items())
+        )
+    outcomes = {name: [each[name] for each in runs] for name in situations}
+    yield from _rates(outcomes)
+    yield from _lags(outcomes)
+
+
+def _rates(outcomes: dict[str, list[Outcome]]) -> Iterator[Figure]:
+    tps = {name: median(each.tps for each in found) for name, found in outcomes.items()}
+    alone = tps.pop("no reader")
+    yield Figure("pgbench, no reader", alone, "tps")
+    targets = {"headrace": Target(at_least=0.95, ratio=True)}
+    for name, value in tps.items():
+        yield Figure(f"pgbench, {name} compared with no reader", value, "tps", peer=alone, target=targets.get(name))
+
+
+def _lags(outcomes: dict[str, list[Outcome]]) -> Iterator[Figure]:
+    ours, theirs = (
+        [each.lag for each in outcomes.get(name, []) if each.lag is not None] for name in ("headrace", "Debezium")
+    )
+    for share in ("p50", "p99"):
+        yield Figure(
+            f"pgbench, latency {share}",
+            median(getattr(lag, share) for lag in ours),
+            "ms",
+            peer=median_or_none(getattr(lag, share) for lag in theirs),
+            smaller=True,
+        )
+    yield Figure(
+        "pgbench, latency p99 of the last third / middle third",
+        median(lag.growth for lag in ours),
+        "x",
+        peer=median_or_none(lag.growth for lag in theirs),
+        target=Target(at_most=2),
+        smaller=True,
+    )
+
+
+def _filled(bench: Bench) -> str:
+    """Return a database that pgbench filled and has worked on, so that the first situation is like later ones."""
+    dsn = bench.stack.postgres.create_database("bench_pgbench")
+    scale = max(1, bench.rows // _SCALE_ROWS)
+    for options in (("-i", "-q", "-s", str(scale)), (*_CLIENTS, "-T", str(_WARM_SECONDS))):
+        words, env = _command(bench, dsn, *options)
+        bench.stack.keeper.run(words, log=bench.place / "pgbench-fill.log", cwd=bench.place, env=env, timeout=PATIENCE)
+    bench.say(f"pgbench's tables of scale {scale}")
+    return dsn
+
+
+def _command(bench: Bench, dsn: str, *options: str) -> tuple[list[str | Path], dict[str, str]]:
+    """Return pgbench's command line and environment; it writes its results to its log."""
+    database, env = bench.for_libpq(dsn)
+    return [installed_programs() / "pgbench", *options, database], env
+
+
+class _Pgbench:
+    """One situation: a load, and perhaps a reader whose slot and topics are for it only."""
+
+    def __init__(self, site: Site, halves: Halves, number: int) -> None:
+        self._site = site
+        self._halves = halves
+        self._number = number
+
+    def alone(self) -> Outcome:
+        """Measure without a reader."""
+        load = self._load("alone")
+        load.wait(PATIENCE)
+        return Outcome(_found(_RATE, load))
+
+    def ours(self) -> Outcome:
+        """Measure with a producer that has copied the tables before."""
+        site = self._site
+        try:
+            with PositionsWatch(site) as watch, producing(site) as process:
+                watch.until_copied(process)
+                return self._followed("headrace", site.topics, headrace_clock(), process)
+        finally:
+            site.drop()
+
+    def theirs(self) -> Outcome:
+        """Measure with Debezium, which streams."""
+        peer = Debezium(self._site.bench, self._site, f"dbz_pgbench{self._number}", snapshot=False)
+        try:
+            with peer.running() as process:
+                return self._followed("debezium", peer.topics, debezium_clock, process)
+        finally:
+            peer.drop()
+
+    def _followed(self, name: str, topics: Sequence[str], clock: Clock, reader: Guarded) -> Outcome:
+        kafka = self._site.settings.kafka
+        await_change(self._site, EndWatch(kafka, topics), reader)
+        with Follower(kafka, topics, clock) as follower:
+            load = self._load(name)
+            delays = follower.follow(load, lambda: int(_found(_DONE, load)) * len(_TABLES), reader)
+        return Outcome(_found(_RATE, load), Lag.of(delays))
+
+    def _load(self, name: str) -> Guarded:
+        """Start the load; before it the tables are vacuumed, and what was written before is flushed."""
+        site = self._site
+        with site.bench.sql(site.dsn) as connection:
+            connection.execute("VACUUM pgbench_accounts")
+            connection.execute("CHECKPOINT")
+        words, env = _command(site.bench, site.dsn, *_CLIENTS, "-T", str(_SECONDS))
+        load = site.bench.start(f"{site.prefix}-{name}", words, env)
+        self._halves.for_the_database(load.pid)
+        return load
+
+
+def _found(wanted: re.Pattern[str], load: Guarded) -> float:
+    """Return a number of pgbench's results."""
+    found = wanted.search(load.log.read_text(encoding="utf-8"))
+    if found is None:
+        raise HeadraceError(f"pgbench failed: {load.last_lines()}", remedy="see its output")
+    return float(found[1])
