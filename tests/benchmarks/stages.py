@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import psycopg
+
 from infra.demo.gitlab import build
 from infra.postgres import copy_out
 from infra.postgres.connect import connect
@@ -26,26 +28,23 @@ from schemas.positions import Lsn
 _TABLE = "public.container_repositories"
 
 
-def read_table(rows: int) -> tuple[CapturedTable, bytes, dict[str, float]]:
-    """Return the demo's table, its rows as COPY writes them, and the seconds to read them in each way."""
-    with embedded_stack() as stack:
-        dsn = stack.postgres.create_database("stages")
-        with connect(dsn, name="stages", reading=True) as connection:
-            build(connection, rows)
-            settings = DatabaseSettings.model_validate(
-                {"dsn": dsn, "gitlab_schemas": ["gitlab_main"], "tables": [_TABLE]}
-            )
-            table = captured_tables(connection, "stages", settings, "stages")[0]
-            query = f"COPY {_TABLE} TO STDOUT".encode()
+def read_table(dsn: str, rows: int) -> tuple[CapturedTable, bytes, dict[str, float]]:
+    """Return the demo's table in an empty database, its rows as COPY writes them, and the seconds to read them."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        build(connection, rows)
+    settings = DatabaseSettings.model_validate({"dsn": dsn, "gitlab_schemas": ["gitlab_main"], "tables": [_TABLE]})
+    with connect(dsn, name="stages", reading=True) as connection:
+        table = captured_tables(connection, "stages", settings, "stages")[0]
+        query = f"COPY {_TABLE} TO STDOUT".encode()
 
-            def through_libpq(compiled: bool = True) -> copy_out.Lines:
-                return copy_out.through_libpq(connection.pgconn, query, compiled=compiled)
+        def through_libpq(compiled: bool = True) -> copy_out.Lines:
+            return copy_out.through_libpq(connection.pgconn, query, compiled=compiled)
 
-            spent = {"one by one": seconds(rows, lambda: through_libpq(compiled=False))}
-            if copy_out.possible(connection.pgconn):
-                spent["through libpq in C"] = seconds(rows, through_libpq)
-                spent["from its socket"] = seconds(rows, lambda: copy_out.copy_out(connection.pgconn, query))
-            return table, through_libpq().data, spent
+        spent = {"one by one": seconds(rows, lambda: through_libpq(compiled=False))}
+        if copy_out.possible(connection.pgconn):
+            spent["through libpq in C"] = seconds(rows, through_libpq)
+            spent["from its socket"] = seconds(rows, lambda: copy_out.copy_out(connection.pgconn, query))
+        return table, through_libpq().data, spent
 
 
 def described(relation: Relation) -> bytes:
@@ -123,7 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each stage and codec."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=50_000)
-    table, data, reading = read_table(parser.parse_args(arguments).rows)
+    rows = parser.parse_args(arguments).rows
+    with embedded_stack() as stack:
+        report(stack.postgres.create_database("stages"), rows)
+
+
+def report(dsn: str, rows: int) -> None:
+    """Measure so many rows in an empty database, and print the lines."""
+    table, data, reading = read_table(dsn, rows)
     for way, read in reading.items():
         print(f"{'':8}{'snapshot: lines from the server, ' + way:52}{read:8.2f} s")
     for compiled in (False, True)[: len(reading)]:

@@ -6,6 +6,7 @@
 #include "plan.h"
 
 #define CODEC_BLOCK (1 << 20) /* bytes encoded without the GIL before their objects are created */
+#define CODEC_SHORT 16        /* bytes of a field that are read one by one before eight at a time */
 #define CODEC_PIECE (4 << 20) /* step by which a buffer shrinks while its objects are created */
 
 /* --- lines of COPY's text format --- */
@@ -21,24 +22,49 @@ typedef struct {
     size_t value, key; /* the ends of a row's value and key */
 } Ends;
 
+#define REPEATED(byte) (UINT64_C(0x0101010101010101) * (unsigned char)(byte))
+
+/* Not 0 if one of the eight bytes is `byte`. */
+static uint64_t contains(uint64_t bytes, char byte)
+{
+    uint64_t zero = bytes ^ REPEATED(byte);
+    return (zero - REPEATED(1)) & ~zero & REPEATED(0x80);
+}
+
+/* Skips eight bytes at a time while none of them ends a field or begins an escape. */
+static const char *skip_plain(const char *at, const char *end)
+{
+    for (; end - at >= 8; at += 8) {
+        uint64_t bytes;
+        memcpy(&bytes, at, sizeof bytes);
+        if (contains(bytes, '\t') | contains(bytes, '\n') | contains(bytes, '\\'))
+            break;
+    }
+    return at;
+}
+
 /* Reads a field up to `stop`; returns the position after it, NULL if another byte, or none, ends the field. */
 static const char *read_field(const char *at, const char *end, char stop, Span *span)
 {
     span->text = at;
     span->escapes = 0;
-    for (; at < end; at++) {
-        char byte = *at;
-        if (byte > '\\')
-            continue;
-        if (byte == '\t' || byte == '\n') {
-            span->size = (size_t)(at - span->text);
-            return byte == stop ? at + 1 : NULL;
+    while (at < end) {
+        const char *some = end - at > CODEC_SHORT ? at + CODEC_SHORT : end;
+        for (; at < some; at++) {
+            char byte = *at;
+            if (byte > '\\')
+                continue;
+            if (byte == '\t' || byte == '\n') {
+                span->size = (size_t)(at - span->text);
+                return byte == stop ? at + 1 : NULL;
+            }
+            if (byte == '\\') {
+                span->escapes++;
+                if (++at == end || *at == '\n' || *at == '\t')
+                    return NULL;
+            }
         }
-        if (byte == '\\') {
-            span->escapes++;
-            if (++at == end || *at == '\n' || *at == '\t')
-                return NULL;
-        }
+        at = skip_plain(at, end); /* not before: most fields are short, and their bytes are faster one by one */
     }
     return NULL;
 }
@@ -49,21 +75,25 @@ static Outcome put_unescaped(Buffer *out, const Span *span)
     if (put_byte(out, 2) != DONE || put_long(out, (int64_t)size) != DONE || reserve(out, size) != DONE)
         return NO_MEMORY;
     char *to = out->data + out->size;
-    for (size_t i = 0; i < span->size; i++) {
-        char byte = span->text[i];
-        if (byte == '\\') {
-            switch (span->text[++i]) { /* read_field checked that a byte follows */
-            case 'b': byte = '\b'; break;
-            case 'f': byte = '\f'; break;
-            case 'n': byte = '\n'; break;
-            case 'r': byte = '\r'; break;
-            case 't': byte = '\t'; break;
-            case 'v': byte = '\v'; break;
-            case '\\': break;
-            default: return ODD;
-            }
+    const char *at = span->text, *end = at + span->size;
+    for (;;) {
+        const char *escape = memchr(at, '\\', (size_t)(end - at));
+        size_t plain = (size_t)((escape == NULL ? end : escape) - at);
+        memcpy(to, at, plain);
+        to += plain;
+        if (escape == NULL)
+            break;
+        switch (escape[1]) { /* read_field checked that a byte follows */
+        case 'b': *to++ = '\b'; break;
+        case 'f': *to++ = '\f'; break;
+        case 'n': *to++ = '\n'; break;
+        case 'r': *to++ = '\r'; break;
+        case 't': *to++ = '\t'; break;
+        case 'v': *to++ = '\v'; break;
+        case '\\': *to++ = '\\'; break;
+        default: return ODD;
         }
-        *to++ = byte;
+        at = escape + 2;
     }
     out->size += size;
     return DONE;

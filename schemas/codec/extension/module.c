@@ -4,7 +4,7 @@
 
 #include "codec.h"
 
-#define CODEC_VERSION 8 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
+#define CODEC_VERSION 9 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
 
 static PyMethodDef module_methods[] = {
     CODEC_METHOD("copy_data", codec_copy_data),

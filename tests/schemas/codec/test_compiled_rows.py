@@ -126,6 +126,23 @@ def test_more_than_a_block_of_lines() -> None:
         assert outcome(compiled.encode_copy_chunk, broken, b"") == outcome(python.encode_copy_chunk, broken, b"")
 
 
+@pytest.mark.parametrize(
+    "special", [b"", rb"\n", rb"\t", rb"\\", rb"\x", rb"\N", b"\\", b"\t", b"\n", "\u010a\u0109\u015c".encode()]
+)
+def test_texts_are_the_same_wherever_their_special_bytes_are(special: bytes) -> None:
+    """Longer fields are read eight bytes at a time, from their seventeenth byte on."""
+    columns = (Column("id", 20), Column("t", 25), Column("u", 25))
+    python, compiled = both(Sample(Relation(1, "public", "t", "f", columns, ()), ("id",), [], []))
+    for before in range(36):
+        for after in (*range(10), 30):
+            text = b"a" * before + special + b"]" * after
+            line = b"1\t" + text + b"\tlast\n"
+            ended = outcome(python.encode_copy_chunk, line, b"p")
+            assert outcome(compiled.encode_copy_chunk, line, b"p") == ended, line
+            for cut in (line[:-1], b"1\t" + text):
+                assert outcome(compiled.encode_copy_chunk, cut, b"p") == outcome(python.encode_copy_chunk, cut, b"p")
+
+
 @pytest.mark.long
 def test_rows_that_are_a_block_of_their_own() -> None:
     columns = (Column("id", 20), Column("t", 25))
