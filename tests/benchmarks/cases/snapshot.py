@@ -17,7 +17,7 @@ from schemas.errors import HeadraceError
 from tests.benchmarks.bench import TABLE, Bench, Site, median, median_or_none
 from tests.benchmarks.debezium import Debezium, has_debezium
 from tests.benchmarks.figures import Figure, Target
-from tests.benchmarks.producing import Run, cpu_figures
+from tests.benchmarks.producing import Run, copied, cpu_figures
 from tests.benchmarks.snapshots import snapshot_runs, snapshot_site
 
 _UNIT: Final = "rows/s"
@@ -27,6 +27,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
     """Measure headrace, Debezium and COPY one after another on the same table."""
     ours = snapshot_runs(bench, bench.rows)
     site = snapshot_site(bench, bench.rows)
+    two = bench.repeated("headrace's snapshot with two workers", lambda number: _copied_by_two(bench, number), str)
     theirs = peer_runs(bench, site) if has_debezium(bench) else []
     produced = bench.repeated("its records produced alone", lambda n: produce_rate(site, n), "{:,.0f} rows/s".format)
     copies = bench.repeated("COPY … TO STDOUT alone", lambda _: copy_rate(bench, site), "{:,.0f} rows/s".format)
@@ -45,14 +46,32 @@ def figures(bench: Bench) -> Iterator[Figure]:
         peer=median_or_none(run.rate_from_start for run in theirs),
     )
     yield Figure("snapshot, share of COPY alone", rate, _UNIT, peer=median(copies))
+    yield Figure("snapshot, share of producing alone", rate, _UNIT, peer=median(produced))
+    both = median(run.rate for run in two)
     yield Figure(
-        "snapshot, share of producing alone",
-        rate,
+        "snapshot with two workers",
+        both,
+        _UNIT,
+        peer=median_or_none(run.rate for run in theirs),
+        target=Target(at_least=6, ratio=True),
+    )
+    yield Figure(
+        "snapshot with two workers, share of producing alone",
+        both,
         _UNIT,
         peer=median(produced),
         target=Target(at_least=0.65, ratio=True),
     )
+    yield Figure("snapshot with two workers, memory", median(run.peak for run in two), "MB", smaller=True)
     yield from cpu_figures("snapshot", ours, theirs)
+
+
+def _copied_by_two(bench: Bench, number: int) -> Run:
+    dsn = bench.database(f"rows_{bench.rows}", bench.rows)
+    site = Site(bench, dsn, f"two{number}", snapshot={"workers": 2})
+    run = copied(site)
+    site.drop()
+    return run
 
 
 def peer_runs(bench: Bench, site: Site) -> list[Run]:
