@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import queue
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Final
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+_PROCESSES: Final = multiprocessing.get_context("spawn")
 _PIECE: Final = 64 << 10
 _UNDER_WAY: Final = 16
 """Pieces of a connection that are under way; then the server waits."""
@@ -25,32 +28,22 @@ class Link:
         self._rate = bytes_per_second
         self._seconds = seconds
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._ends: list[socket.socket] = []
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
 
-    def close(self) -> None:
-        """Close every connection."""
-        for end in (self._listener, *self._ends):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._server)
-                self._ends += (near, far)
-                for end in (near, far):
-                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                pieces: queue.Queue[tuple[float, bytes]] = queue.Queue(_UNDER_WAY)
-                for target, arguments in (
-                    (_forward, (near, far)),
-                    (_receive, (far, pieces, self._seconds)),
-                    (_deliver, (near, pieces, self._rate)),
-                ):
-                    threading.Thread(target=target, args=arguments, daemon=True).start()
+    def accept(self) -> None:
+        """Forward every connection that comes, until the process ends."""
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.create_connection(self._server)
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pieces: queue.Queue[tuple[float, bytes]] = queue.Queue(_UNDER_WAY)
+            for target, arguments in (
+                (_forward, (near, far)),
+                (_receive, (far, pieces, self._seconds)),
+                (_deliver, (near, pieces, self._rate)),
+            ):
+                threading.Thread(target=target, args=arguments, daemon=True).start()
 
 
 def _forward(near: socket.socket, far: socket.socket) -> None:
@@ -86,12 +79,23 @@ def _deliver(near: socket.socket, pieces: queue.Queue[tuple[float, bytes]], rate
 
 @contextlib.contextmanager
 def linked(dsn: str, *, bytes_per_second: float, seconds: float) -> Iterator[str]:
-    """Yield a dsn that leads to the same server through a link, without TLS."""
+    """Yield a dsn that leads to the same server through a link, without TLS.
+
+    The link is a process: what a benchmark does meanwhile would make it slower.
+    """
     parts = conninfo_to_dict(dsn)
-    link = Link(
-        (str(parts["host"]), int(parts.get("port") or 5432)), bytes_per_second=bytes_per_second, seconds=seconds
-    )
+    server = str(parts["host"]), int(parts.get("port") or 5432)
+    ours, theirs = _PROCESSES.Pipe()
+    process = _PROCESSES.Process(target=_serve, args=(theirs, server, bytes_per_second, seconds), daemon=True)
+    process.start()
     try:
-        yield make_conninfo(dsn, host="127.0.0.1", port=link.port)
+        yield make_conninfo(dsn, host="127.0.0.1", port=ours.recv())
     finally:
-        link.close()
+        process.terminate()
+        process.join()
+
+
+def _serve(told: Connection, server: tuple[str, int], bytes_per_second: float, seconds: float) -> None:
+    link = Link(server, bytes_per_second=bytes_per_second, seconds=seconds)
+    told.send(link.port)
+    link.accept()

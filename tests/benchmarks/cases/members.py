@@ -47,7 +47,7 @@ def figures(bench: Bench) -> Iterator[Figure]:
 
 
 def _behind_a_network(bench: Bench) -> list[tuple[Consumed, Consumed]]:
-    rows = max(3_000, bench.rows // 2)
+    rows = max(3_000, bench.rows * 2)
     dsn = bench.database("members", rows)
     near = Site(bench, dsn, "members")
     restore(bench, near)
