@@ -108,7 +108,7 @@ class Turns:
         """
         full = min(most, self._rows.get(feed.table.name, most))
         seconds = full * self._seconds_per_row.get(feed.table.name, 0.0)
-        return full if seconds <= left else max(1, full // 4, int(full * left / seconds))
+        return full if seconds <= max(0.0, left) else max(1, full // 4, int(full * left / seconds))
 
     def took(self, feed: TableFeed, rows: int, size: int, seconds: float) -> None:
         """Note a chunk that was read, of so many rows and bytes, in so many seconds; the next one is planned by it."""

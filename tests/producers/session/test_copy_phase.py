@@ -105,7 +105,8 @@ def test_chunk_size_follows_previous_chunk_and_busy_tables_are_set_aside_for_lon
 def test_last_chunks_of_a_copy_phase_are_smaller_down_to_a_quarter() -> None:
     table = feed(MemoryRegistry())
     turns = Turns(log.get())
-    assert turns.rows(table, 1_000, left=0.01) == 1_000, "nothing was read yet"
+    for left in (0.01, 0.0, -1.0):
+        assert turns.rows(table, 1_000, left) == 1_000, "nothing was read yet"
     turns.took(table, 1_000, 1_000_000, seconds=2.0)
     assert [turns.rows(table, 1_000, left) for left in (5.0, 2.0, 1.0, 0.4, -1.0)] == [1_000, 1_000, 500, 250, 250]
     assert turns.rows(table, 1_000) == 1_000
