@@ -63,10 +63,12 @@ class Crashes:
         self.config = directory / "headrace.toml"
         self.starts_with(workers)
         self.kills = 0
+        self._truncated = False
         self._asked = Lsn(0)
 
     def work(self, seed: int, *, keys: int = 400, truncates: bool = False, large: int = 40) -> Workload:
         """Return random work on the table, to be entered."""
+        self._truncated = truncates
         return Workload(self._dsn, seed, keys=keys, truncates=truncates, large=large)
 
     def starts_with(self, workers: int) -> None:
@@ -133,7 +135,8 @@ class Crashes:
         assert max(again) <= self._workers, f"a start read more than one chunk of a worker again: {again}"
         assert sum(again) <= self.kills * self._workers
         assert not list(self._spills.iterdir()), "transactions of dead producers are still on disk"
-        assert any(isinstance(key := record.key.get("id"), int) and key >= LARGE_KEYS for record in records), (
-            "no large transaction was published"
-        )
+        # A truncate may remove its rows, which have the last keys, before the copy has come to them.
+        assert self._truncated or any(
+            isinstance(key := record.key.get("id"), int) and key >= LARGE_KEYS for record in records
+        ), "no large transaction was published"
         return sum(again)
