@@ -20,7 +20,7 @@ class TopicConfigurations:
     """The configurations of topics as they were when each was first asked for."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self.settings = settings
+        self._settings = settings
         self._known: dict[str, dict[str, str] | None] = {}
 
     def of(self, names: Collection[str]) -> dict[str, dict[str, str]]:
@@ -38,14 +38,14 @@ class TopicConfigurations:
 
         A topic whose configuration may not be read counts as without its own limit.
         """
-        limit = clients.record_bytes(self.settings)
+        limit = clients.record_bytes(self._settings)
         if (known := self.of([topic]).get(topic)) is None:
             return limit
         return min(limit, int(known["max.message.bytes"]) - BATCH_BYTES)
 
     def _read(self, names: Collection[str]) -> dict[str, dict[str, str]]:
-        with clients.translated(self.settings):
-            client = clients.admin(self.settings)  # kept in a variable: its futures end with it
+        with clients.translated(self._settings):
+            client = clients.admin(self._settings)  # kept in a variable: its futures end with it
             resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
             found: dict[str, dict[str, str]] = {}
             for resource, future in client.describe_configs(resources, request_timeout=_TIMEOUT).items():
