@@ -10,7 +10,7 @@ from psycopg import sql
 
 import headrace
 from infra.settings.model import Settings
-from producers.commands import examination
+from producers.commands import source_findings
 from producers.source.preflight import Finding
 from schemas.gitlab_schemas import UnmappedTable
 from tests.conftest import Database
@@ -34,10 +34,10 @@ def test_lines_that_an_error_shows_follow_its_message(
 def test_finding_of_check_is_followed_by_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
     examined = [("databases.main", Finding("two tables", "add them", ("[a]", '"public.a" = "b"')))]
     with pytest.raises(typer.Exit):
-        examination.show(Settings(), ["main"], [], [], examined, as_json=False)
+        source_findings.show(Settings(), ["main"], [], [], examined, as_json=False)
     assert capsys.readouterr().out == 'databases.main: two tables; add them\n[a]\n"public.a" = "b"\n'
     with pytest.raises(typer.Exit):
-        examination.show(Settings(), ["main"], [], [], examined, as_json=True)
+        source_findings.show(Settings(), ["main"], [], [], examined, as_json=True)
     (found,) = json.loads(capsys.readouterr().out)["findings"]
     assert found["shown"] == ["[a]", '"public.a" = "b"']
 

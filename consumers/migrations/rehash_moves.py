@@ -20,7 +20,6 @@ from consumers.gitserver import cursors, states
 from consumers.gitserver.cursors import Direction
 from consumers.gitserver.readiness import missing
 from consumers.gitserver.tables import OWN_TABLES
-from consumers.gitserver.worker import Mover
 from infra.settings.model import Settings
 from schemas.errors import HeadraceError
 from schemas.events import UNCHANGED, ChangeEvent, Op
@@ -85,6 +84,9 @@ class RehashMoves(Migration):
 
     def work(self, outside: Outside) -> Iterator[Pace]:
         """Move the recorded repositories; see Migration.work."""
+        # Every command that lists migrations imports this module, and few consumers move repositories.
+        from consumers.gitserver.worker import Mover  # noqa: PLC0415
+
         options = self.options
         mover = Mover(
             outside,

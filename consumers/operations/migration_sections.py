@@ -59,6 +59,8 @@ def require_spelt(settings: Settings, migration: str) -> None:
 
     A consumer would otherwise start with defaults, or although it was switched off.
     """
+    if not any(_similar(name, [migration]) for name in {*settings.migrations, *switches().values()} - {migration}):
+        return  # whatever other migrations there are, which need not be imported
     for each in unknown(settings):
         if each.meant == migration:
             where = "" if each.where == "environment" else f"{each.where}: "

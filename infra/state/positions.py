@@ -24,7 +24,7 @@ from schemas.topics import positions_topic
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class StreamState(_Record):

@@ -21,6 +21,7 @@ from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Texts
 from producers.snapshot.table_snapshot import Bounds, TableCopy
 from producers.source.partitions import Partitions
 from producers.source.schema_changes import TableNow, TableStopped
+from producers.source.table_keys import spread
 from producers.source.tables import CapturedTable, comparable_key
 from schemas.codec.encoder import Encoder
 from schemas.events import Op, Relation
@@ -39,14 +40,6 @@ _SEEN_AGAIN: Final = 1_000_000
 Made = TypeVar("Made")
 Record = dict[str, Any]
 """A record for confluent-kafka's produce_batch: `key`, `value`, optionally `partition`."""
-
-
-def spread(topic: str, before: int, now: int) -> str:
-    """Return why a table is stopped whose topic had `before` partitions and has `now`."""
-    return (
-        f"topic {topic} has {now} partitions, but the table's keys are spread over {before}: later changes of a row"
-        " could go to another partition than earlier ones"
-    )
 
 
 @dataclass(frozen=True, slots=True)

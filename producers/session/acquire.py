@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,14 +46,6 @@ SESSION: Final = "SET synchronous_commit = local"
 """Heartbeats don't wait for a standby that is down; a session's other settings are set when it is opened."""
 
 _TAKEOVER_SECONDS: Final = 15.0
-_SESSIONS: Final = 0x68647263
-"""The class of the advisory locks that producers' sessions hold, one per slot: "hdrc" in ASCII."""
-
-_HOLDERS: Final = """
-SELECT pid FROM pg_locks
- WHERE locktype = 'advisory' AND classid = %s::oid AND objid = %s::oid AND objsubid = 2 AND granted
-   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +213,9 @@ def take_session(
     """
     deadline = time.monotonic() + seconds
     while True:
-        taken = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, _lock_of(slot))).fetchone()
-        if taken == (True,):
+        if slots.hold_session(connection, slot):
             return
-        for pid in sessions_of(connection, slot):
+        for pid in slots.sessions_of(connection, slot):
             if time.monotonic() > deadline:
                 raise SlotInUse(slot, pid)
             log.get(**{log.SOURCE: source}).warning("terminating the session of an earlier producer", pid=pid)
@@ -233,18 +223,6 @@ def take_session(
             end(connection, pid)
         if stop.wait(0.1):
             raise Interrupted(f"stopped while terminating the session of an earlier producer of {source}")
-
-
-def sessions_of(connection: psycopg.Connection[Any], slot: str) -> list[int]:
-    """Return the process ids of the sessions that copy for a slot; none while no producer uses it.
-
-    The slot may still have a reader then: the server notices only later that a producer is gone.
-    """
-    return [pid for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, _lock_of(slot) % (1 << 32))).fetchall()]
-
-
-def _lock_of(slot: str) -> int:
-    return zlib.crc32(slot.encode()) - (1 << 31)
 
 
 def take_slot(

@@ -6,12 +6,11 @@ reads a physical copy of the same WAL, continues after it. So a table's topic ha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
-from pydantic import BaseModel
 
 from infra.postgres import control
 from infra.postgres.control import Owner
@@ -22,11 +21,7 @@ from infra.state.positions import (
     SnapshotState,
     SourceState,
     StreamState,
-    handover_key,
-    record_key,
 )
-from producers.publish.kafka_transaction import Relay
-from producers.publish.table_publisher import TableFeed
 from producers.session import resume
 from producers.source import gaps, slots
 from producers.source.gaps import SilentGap
@@ -35,7 +30,9 @@ from producers.source.tables import CapturedTable
 from schemas.errors import Fenced, OwnershipMoved, Refused, Unavailable
 from schemas.gitlab_schemas import PER_DATABASE
 from schemas.positions import Lsn, format_lsn
-from schemas.topics import positions_topic
+
+if TYPE_CHECKING:
+    from producers.publish.table_publisher import TableFeed
 
 
 class HandoverAwaited(Unavailable):
@@ -295,54 +292,6 @@ def _last_handover(source: str, gitlab_schema: str, sources: Mapping[str, Source
     """Return the latest handover that other sources recorded; a schema that was passed on has a record from each."""
     records = (state.handovers.get(gitlab_schema) for name, state in sources.items() if name != source)
     return max((given for given in records if given is not None), key=lambda given: given.epoch, default=None)
-
-
-def seal(
-    settings: Settings, source: str, tables: Sequence[CapturedTable], owners: Mapping[str, Owner]
-) -> tuple[str, ...]:
-    """Record the end of every other source that published what `source` owns now; return their names.
-
-    For a source that is lost before it has published everything. To be called after the tables' topics, which lack
-    changes, were deleted. A producer of such a source that still runs is fenced, and no longer publishes these tables.
-    """
-    sealed = []
-    for name, state in Positions(settings.prefix, settings.kafka).sources().items():
-        records = [] if name == source else list(_sealing(name, state, source, tables, owners))
-        if records:
-            relay = Relay(settings.kafka, f"{settings.prefix}.{name}", positions_topic(settings.prefix))
-            try:
-                relay.record(records)
-                relay.commit()
-            finally:
-                relay.close()
-            sealed.append(name)
-    return tuple(sealed)
-
-
-def _sealing(
-    name: str, state: SourceState, source: str, tables: Iterable[CapturedTable], owners: Mapping[str, Owner]
-) -> Iterator[tuple[bytes, BaseModel | None]]:
-    by_topic = {table.topic: table.gitlab_schema for table in tables if table.gitlab_schema not in PER_DATABASE}
-    for gitlab_schema in sorted(set(by_topic.values())):
-        owner, stream = owners.get(gitlab_schema), state.stream
-        given = state.handovers.get(gitlab_schema)
-        claimed = [each for each in state.snapshots.values() if by_topic.get(each.topic) == gitlab_schema]
-        if owner is None or owner.name != source or stream is None or not (claimed or given):
-            continue
-        if given is None or given.epoch != owner.epoch:
-            yield from ((record_key(name, each.table), None) for each in claimed)
-            yield (
-                handover_key(name, gitlab_schema),
-                HandoverState(
-                    source=name,
-                    gitlab_schema=gitlab_schema,
-                    owner=source,
-                    epoch=owner.epoch,
-                    commit_lsn=stream.commit_lsn,
-                    ordinal=stream.ordinal,
-                    confirmed_lsn=stream.confirmed_lsn,
-                ),
-            )
 
 
 def first_state(

@@ -17,7 +17,6 @@ from infra.state.positions import Positions, SnapshotState, SourceState, encode,
 from infra.state.snapshot_requests import RequestRefused, SnapshotRequest, send_request
 from producers.publish.registry_check import changed_registry
 from producers.session import resume
-from producers.session.acquire import sessions_of
 from producers.session.snapshot_requests import require_keys
 from producers.source import gaps, slots
 from producers.source.publication import Publication, read_publication
@@ -76,7 +75,7 @@ def ask(settings: Settings, source: str, request: SnapshotRequest, actor: Actor 
         resume.refuse_other_publication(source, database.publication, state, publication)
         if (
             request.from_scratch
-            and not sessions_of(connection, slot)
+            and not slots.sessions_of(connection, slot)
             and _would_be_refused(connection, settings, source, state, table, publication)
         ):
             with connection.transaction():

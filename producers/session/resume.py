@@ -13,11 +13,11 @@ from infra.kafka.topics import partition_counts, with_records
 from infra.postgres.connect import another, connect
 from infra.settings.model import Settings
 from infra.state.positions import SnapshotState, SourceState, StreamState
-from producers.publish.table_publisher import spread
 from producers.source import slots
 from producers.source.gaps import SilentGap, publication_gap, start_over_with
 from producers.source.publication import Publication, edited, read_publication, replaced
 from producers.source.slots import system_identifier
+from producers.source.table_keys import spread
 from producers.source.tables import CapturedTable, captured_tables
 from producers.source.writability import refused_writes
 from schemas.errors import Refused

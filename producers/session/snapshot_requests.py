@@ -7,7 +7,7 @@ transaction as the position after it. A refused request changes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, LiteralString, cast
+from typing import TYPE_CHECKING, Any, Final, LiteralString, cast
 
 import psycopg
 from psycopg import sql
@@ -16,9 +16,11 @@ from infra.postgres.moments import next_xid
 from infra.service import log
 from infra.state.positions import SnapshotState
 from infra.state.snapshot_requests import RequestRefused, RequestRow, SnapshotRequest, read_request
-from producers.publish.table_publisher import TableFeed
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.source.tables import CapturedTable
+
+if TYPE_CHECKING:
+    from producers.publish.table_publisher import TableFeed
 
 _TYPES: Final = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a

@@ -9,25 +9,35 @@ to these topics, and is lost.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
+from pydantic import BaseModel
 
 from infra.kafka import clients
 from infra.kafka.topics import STATE, delete_topics, ensure_topic
 from infra.postgres.connect import is_standby, session
-from infra.postgres.control import owners
+from infra.postgres.control import Owner, owners
 from infra.postgres.moments import current_moment
 from infra.service import log
 from infra.settings.model import Settings
 from infra.state.history import Actor, OperatorAction, record_action
-from infra.state.positions import Positions, SnapshotState, SourceState, record_key, stray_key
+from infra.state.positions import (
+    HandoverState,
+    Positions,
+    SnapshotState,
+    SourceState,
+    handover_key,
+    record_key,
+    stray_key,
+)
 from producers.publish.kafka_transaction import Relay
-from producers.session.handover import owned, seal
+from producers.session.handover import owned
 from producers.source import slots
-from producers.source.tables import captured_tables
+from producers.source.tables import CapturedTable, captured_tables
 from schemas.errors import Refused
+from schemas.gitlab_schemas import PER_DATABASE
 from schemas.positions import Lsn
 from schemas.topics import positions_topic
 
@@ -84,10 +94,58 @@ def start_over(settings: Settings, source: str, actor: Actor | None = None) -> N
         relay.commit()
     finally:
         relay.close()
-    seal(settings, source, list(here.values()), owned_by)
+    _seal(settings, source, list(here.values()), owned_by)
     log.get(**{log.SOURCE: source}).info(
         "source reset", slot=name, from_scratch=len(from_scratch), deleted=len(captured)
     )
+
+
+def _seal(
+    settings: Settings, source: str, tables: Sequence[CapturedTable], owners: Mapping[str, Owner]
+) -> tuple[str, ...]:
+    """Record the end of every other source that published what `source` owns now; return their names.
+
+    For a source that is lost before it has published everything. To be called after the tables' topics, which lack
+    changes, were deleted. A producer of such a source that still runs is fenced, and no longer publishes these tables.
+    """
+    sealed = []
+    for name, state in Positions(settings.prefix, settings.kafka).sources().items():
+        records = [] if name == source else list(_sealing(name, state, source, tables, owners))
+        if records:
+            relay = Relay(settings.kafka, f"{settings.prefix}.{name}", positions_topic(settings.prefix))
+            try:
+                relay.record(records)
+                relay.commit()
+            finally:
+                relay.close()
+            sealed.append(name)
+    return tuple(sealed)
+
+
+def _sealing(
+    name: str, state: SourceState, source: str, tables: Iterable[CapturedTable], owners: Mapping[str, Owner]
+) -> Iterator[tuple[bytes, BaseModel | None]]:
+    by_topic = {table.topic: table.gitlab_schema for table in tables if table.gitlab_schema not in PER_DATABASE}
+    for gitlab_schema in sorted(set(by_topic.values())):
+        owner, stream = owners.get(gitlab_schema), state.stream
+        given = state.handovers.get(gitlab_schema)
+        claimed = [each for each in state.snapshots.values() if by_topic.get(each.topic) == gitlab_schema]
+        if owner is None or owner.name != source or stream is None or not (claimed or given):
+            continue
+        if given is None or given.epoch != owner.epoch:
+            yield from ((record_key(name, each.table), None) for each in claimed)
+            yield (
+                handover_key(name, gitlab_schema),
+                HandoverState(
+                    source=name,
+                    gitlab_schema=gitlab_schema,
+                    owner=source,
+                    epoch=owner.epoch,
+                    commit_lsn=stream.commit_lsn,
+                    ordinal=stream.ordinal,
+                    confirmed_lsn=stream.confirmed_lsn,
+                ),
+            )
 
 
 def _is_before(state: SourceState, system: str, lsn: Lsn) -> bool:

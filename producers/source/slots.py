@@ -10,6 +10,7 @@ import contextlib
 import re
 import threading
 import time
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -31,6 +32,15 @@ _NAME: Final = re.compile(r"[a-z0-9_]{1,63}")
 _FAILOVER_SINCE: Final = 170_000
 """The first server version that synchronizes slots to a standby and reports why a slot was invalidated."""
 
+
+_SESSIONS: Final = 0x68647263
+"""The class of the advisory locks that producers' sessions hold, one per slot: "hdrc" in ASCII."""
+
+_HOLDERS: Final = """
+SELECT pid FROM pg_locks
+ WHERE locktype = 'advisory' AND classid = %s::oid AND objid = %s::oid AND objsubid = 2 AND granted
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 _ALTER_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
@@ -285,6 +295,23 @@ def drop(connection: psycopg.Connection[Any], slot: str) -> bool:
     except errors.ObjectInUse as error:
         raise Refused(f"slot {slot} is being read", remedy="stop its producer first") from error
     return True
+
+
+def hold_session(connection: psycopg.Connection[Any], slot: str) -> bool:
+    """Make this the session that copies for a slot, until it ends; return False while another one is."""
+    return connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (_SESSIONS, _lock_of(slot))).fetchone() == (True,)
+
+
+def sessions_of(connection: psycopg.Connection[Any], slot: str) -> list[int]:
+    """Return the process ids of the sessions that copy for a slot; none while no producer uses it.
+
+    The slot may still have a reader then: the server notices only later that a producer is gone.
+    """
+    return [pid for (pid,) in connection.execute(_HOLDERS, (_SESSIONS, _lock_of(slot) % (1 << 32))).fetchall()]
+
+
+def _lock_of(slot: str) -> int:
+    return zlib.crc32(slot.encode()) - (1 << 31)
 
 
 def _lsn(text: str | None) -> Lsn | None:

@@ -128,3 +128,11 @@ def order_of(
         f"the key ({', '.join(key)}) of table {name} has no unique index over NOT NULL columns"
         " (a deferrable constraint's does not count)"
     )
+
+
+def spread(topic: str, before: int, now: int) -> str:
+    """Return why a table is stopped whose topic had `before` partitions and has `now`."""
+    return (
+        f"topic {topic} has {now} partitions, but the table's keys are spread over {before}: later changes of a row"
+        " could go to another partition than earlier ones"
+    )

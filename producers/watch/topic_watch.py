@@ -10,7 +10,8 @@ from confluent_kafka import TopicCollection
 
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
-from producers.publish.table_publisher import TableFeed, spread
+from producers.publish.table_publisher import TableFeed
+from producers.source.table_keys import spread
 
 _SECONDS: Final = 10.0
 

@@ -5,11 +5,9 @@ Every function here raises only Malformed for bytes that do not match the schema
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import Any
-
-import fastavro
 
 from schemas.avro import COLUMN_PROPERTY, IDENTITY_PROPERTY, columns_of, row_record
 from schemas.codec.header import SNAPSHOT, Header, HeaderReader, header
@@ -22,6 +20,18 @@ from schemas.wire import split_wire
 
 __all__ = ["Decoder", "Header", "HeaderReader", "KeyDecoder", "Project", "header", "projection", "split_wire"]
 
+Read = Callable[[BytesIO], Any]
+"""Reads an Avro value from a stream, which is then after it."""
+
+
+def _reader(schema: Schema) -> Read:
+    """Return fastavro's reader of a schema; raises any error if it is not one."""
+    # Most commands make decoders for records that they then seldom meet, such as those of a selection by keys.
+    from fastavro import parse_schema, schemaless_reader  # noqa: PLC0415
+
+    parsed = parse_schema(schema)
+    return lambda stream: schemaless_reader(stream, parsed, None)
+
 
 class Decoder:
     """Reads records of one writer schema: the registry's schema for the record's id.
@@ -31,7 +41,7 @@ class Decoder:
 
     def __init__(self, writer_schema: Schema) -> None:
         try:
-            self._parsed = fastavro.parse_schema(writer_schema)
+            self._read = _reader(writer_schema)
             row = row_record(writer_schema)
             self._columns = {field["name"]: field.get(COLUMN_PROPERTY, field["name"]) for field in row["fields"]}
         except Exception as error:
@@ -42,7 +52,7 @@ class Decoder:
 
     def decode(self, value: bytes) -> ChangeEvent:
         """Return the event of a whole record, with UNCHANGED for columns that the stream omitted."""
-        envelope = read_record(self._parsed, value)
+        envelope = read_record(self._read, value)
         try:
             return self._event(envelope)
         except (ValueError, KeyError, TypeError) as error:
@@ -91,13 +101,13 @@ def _leave_out(row: dict[str, object], names: Iterable[str]) -> None:
         row[name] = UNCHANGED
 
 
-def read_record(parsed: Any, value: bytes) -> dict[str, Any]:
-    """Return the Avro record in a whole Kafka record, read with fastavro's parsed schema."""
+def read_record(read: Read, value: bytes) -> dict[str, Any]:
+    """Return the Avro record in a whole Kafka record, read by `read`."""
     _, start = split_wire(value)
     stream = BytesIO(value)
     stream.seek(start)
     try:
-        record = fastavro.schemaless_reader(stream, parsed, None)
+        record = read(stream)
     except Exception as error:
         # Any error comes from the bytes: fastavro has no error class of its own for them.
         raise Malformed("a record that does not match its schema") from error
@@ -112,7 +122,7 @@ class KeyDecoder:
 
     def __init__(self, writer_schema: Schema) -> None:
         try:
-            self._parsed = fastavro.parse_schema(writer_schema)
+            self._read = _reader(writer_schema)
             self._columns = dict(
                 zip(
                     (field["name"] for field in writer_schema["fields"]),
@@ -125,5 +135,5 @@ class KeyDecoder:
 
     def decode_key(self, key: bytes) -> dict[str, object]:
         """Return the key's columns by name; empty for a truncate's key."""
-        record = read_record(self._parsed, key)
+        record = read_record(self._read, key)
         return {name: record[field] for field, name in self._columns.items()}

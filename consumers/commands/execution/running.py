@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from consumers.commands.execution import process_tuning
 from consumers.commands.execution.named_migration import named_migration
-from consumers.commands.execution.progress_bar import progress
 from consumers.contract import contract_checks
 from consumers.contract.migration import Migration
-from consumers.dead_letters.given_up import WorkGivenUp, count_given_up
-from consumers.delivery.registry_match import require_registry_of
-from consumers.delivery.topics import source_topics
 from consumers.operations import catalog, migration_sections, pauses
-from consumers.operations import rights as consumer_rights
-from consumers.operations.migration_overview import MigrationOverview
-from consumers.runtime.assembly import consumer_of
-from infra.kafka import clients
 from infra.postgres import connect
-from infra.rights import kafka_rights
-from infra.service import log, service_endpoints
-from infra.service.service_state import KAFKA
+from infra.service import log
 from infra.service.signals import stop_on_signals
 from infra.settings.file import load_settings
 from infra.settings.model import Settings
@@ -49,28 +35,10 @@ def run(migration: str, config: Path | None, *, dry: bool, until_caught_up: bool
     # A first connection that fails is a mistake in the settings and an error; one that is lost later is retried.
     with connect.session(settings.database(database), name=f"consume {migration}") as connection:
         connect.require_all_rows(connection, (*kind.tables, *kind.writes))
-    service_endpoints.serve(settings.metrics, {KAFKA: partial(clients.require_broker, settings.kafka)})
-    overview = MigrationOverview(work).export if settings.metrics.port else None
-    stopping = threading.Event()
-    with progress(migration, settings, kind, database) as report:
-        with kafka_rights.named(settings.kafka, lambda: consumer_rights.needed(settings, kind, database)):
-            require_registry_of(settings, source_topics(settings, work, database))
-            member = consumer_of(
-                settings,
-                work,
-                database,
-                stopping=stopping,
-                until_caught_up=until_caught_up,
-                report=report,
-                overview=overview,
-            )
-            process_tuning.tune()
-            with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut, exit_code=0):
-                totals = member.run()
-    if as_json:
-        print(json.dumps({"migration": migration, **asdict(totals)}))
-    else:
-        log.get(migration=migration).info("stopped" if stopping.is_set() else "caught up", **asdict(totals))
+    # Neither a disabled migration needs it, nor one whose database does not answer.
+    from consumers.commands.execution.membership import consume_until_stopped
+
+    consume_until_stopped(settings, work, database, until_caught_up=until_caught_up, as_json=as_json)
 
 
 def run_until_complete(migration: str, config: Path | None, *, as_json: bool) -> None:
@@ -82,22 +50,9 @@ def run_until_complete(migration: str, config: Path | None, *, as_json: bool) ->
         raise UsageError(f"{migration} is continuous and never complete", remedy="pause it, or stop its consumers")
     if pauses.is_paused(settings, kind, database):
         raise Refused(f"{migration} is paused", remedy=f"resume it with `headrace resume {migration}`")
-    stopping = threading.Event()
-    with progress(migration, settings, kind, database) as report:
-        require_registry_of(settings, source_topics(settings, work, database))
-        member = consumer_of(settings, work, database, stopping=stopping, until_complete=True, report=report)
-        process_tuning.tune()
-        with stop_on_signals(stopping, overdue=member.cancel, cut=member.cut):
-            totals = member.run()
-    if stopping.is_set():
-        raise Interrupted(f"{migration} is not complete yet")
-    given_up = count_given_up(settings, work, database)
-    if as_json:
-        print(json.dumps({"migration": migration, "complete": not given_up, "given_up": given_up, **asdict(totals)}))
-    if given_up:
-        raise WorkGivenUp(f"{migration} has ended; {given_up:,} were given up")
-    if not as_json:
-        print(f"{migration} is complete; its consumers exit at once from now on")
+    from consumers.commands.execution.membership import consume_until_complete
+
+    consume_until_complete(settings, work, database, as_json=as_json)
 
 
 def _dry(settings: Settings, migration: Migration, database: str, as_json: bool) -> None:

@@ -235,7 +235,8 @@ def test_server_that_is_not_a_registry_is_reported(server: RegistryServer) -> No
 
 def test_a_command_does_not_load_the_client_of_a_registry_before_it_needs_one() -> None:
     program = (
-        "import producers.commands.examination, producers.session.service, consumers.commands.execution.running, sys;"
+        "import producers.commands.source_findings, producers.session.service, sys;"
+        " import consumers.commands.execution.membership;"
         " print('confluent_kafka.schema_registry' in sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

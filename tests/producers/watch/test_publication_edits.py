@@ -12,7 +12,6 @@ from consumers.testing.waiting import until
 from infra.state.positions import Positions
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session import acquire, opening
-from producers.session.acquire import sessions_of
 from producers.session.check import hindrances
 from producers.session.loop import Session
 from producers.session.resnapshot_request import ask
@@ -20,6 +19,7 @@ from producers.session.start_over import start_over
 from producers.source import schema_changes
 from producers.source.gaps import SilentGap
 from producers.source.schema_changes import TableStopped
+from producers.source.slots import sessions_of
 from producers.source.tables import CapturedTable
 from producers.stream.connection import ReplicationStream
 from tests.producers.sources import OFTEN, Running, Source, copy_all, running
