@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import typer
 
 import headrace
 from tests.shells import Shell
-from tests.waiting_commands import configure
+from tests.waiting_commands import WAITING, configure
 
 HEAVY = {
     "asyncio", "confluent_kafka", "fastapi", "fastavro", "jgo", "prometheus_client", "psutil", "psycopg", "pydantic",
@@ -79,6 +80,12 @@ def test_help_of_each_command_imports_nothing_that_only_its_run_needs(tmp_path: 
 NEVER = {"jgo", "rich", "cryptography", "httpx2", "authlib", "grpc"}
 """What no start needs: help and tables, certificates, a registry's client, Gitaly, the embedded stack."""
 
+LATER = NEVER | {
+    "consumers.gitserver.worker", "consumers.runtime.consumer", "fastavro", "http.server", "prometheus_client",
+    "producers.session.opening", "producers.walk.run",
+}  # fmt: skip
+"""What no command needs before a server has answered: what it reads, applies and serves with."""
+
 OTHERS = {
     "consumers.migrations.rehash_moves",
     "consumers.gitserver",
@@ -86,6 +93,60 @@ OTHERS = {
     "consumers.declared.sections",
 }
 """What other migrations need than the named one, and migrations that the settings declare."""
+
+CONSUMER = {"producers", "confluent_kafka", *OTHERS}
+EARLY = {
+    "check": {"producers.session", "consumers.runtime"},
+    "consume skip_resets": CONSUMER,
+    "finalize skip_resets": CONSUMER,
+    "produce main": {"consumers", "producers.session", "schemas.codec"},
+    "snapshot public.container_repositories": {"consumers", "producers.publish.table_publisher", "schemas.codec"},
+    "status": {"producers", "consumers.runtime", "schemas.codec"},
+    "verify skip_resets": {"producers", "consumers.compare", "schemas.codec", *OTHERS},
+}
+"""Command → what it, too, does not need before its first question."""
+
+OWN = 140
+"""A start imports at most so many of headrace's own modules; each takes up to a millisecond of the processor."""
+
+ASKING = """
+import json, os, socket, sys, threading
+import headrace
+
+def answer():
+    asked = server.accept()
+    print("imported", json.dumps(sorted(sys.modules)), flush=True)
+    os._exit(0)
+
+server = socket.socket(fileno=int(sys.argv[1]))
+threading.Thread(target=answer, daemon=True).start()
+sys.argv = ["headrace", *json.loads(sys.argv[2])]
+headrace.main()
+"""
+
+
+def imported_to_ask(words: str, shell: Shell) -> set[str]:
+    """Return the modules that are imported when a command connects to its first server, which is all that it does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        configure(shell, server.getsockname()[1])
+        ended = subprocess.run(
+            [sys.executable, "-c", ASKING, str(server.fileno()), json.dumps(words.split())],
+            cwd=shell.directory, env=shell.environment, capture_output=True, text=True, check=True,
+            stdin=subprocess.DEVNULL, pass_fds=[server.fileno()],
+        )  # fmt: skip
+    last = ended.stdout.splitlines()[-1]
+    return set(json.loads(last.removeprefix("imported ")))
+
+
+@pytest.mark.parametrize("words", WAITING)
+def test_command_asks_its_first_question_before_it_imports_what_the_answer_is_for(shell: Shell, words: str) -> None:
+    modules = imported_to_ask(words, shell)
+    unneeded = LATER | EARLY.get(words, set())
+    if words == "status --watch":
+        unneeded -= {"rich"}  # it draws whatever it is answered
+    assert modules & unneeded == set()
+    own = {name for name in modules if name.partition(".")[0] in {"consumers", "infra", "producers", "schemas"}}
+    assert len(own) <= OWN
 
 
 @pytest.mark.parametrize(
@@ -97,7 +158,7 @@ OTHERS = {
         ("cleanup main", {"confluent_kafka", "fastavro", "structlog", "prometheus_client"}),
         ("guard gitlab_main --database main --yes", {"confluent_kafka", "fastavro", "structlog", "prometheus_client"}),
         ("route github.com/a/b --database main", {"confluent_kafka", "fastavro", "structlog", "prometheus_client"}),
-        ("consume skip_resets", {"producers"}),
+        ("consume skip_resets", {"prometheus_client", "consumers.runtime", *CONSUMER}),
         ("verify skip_resets", {"producers", "prometheus_client", *OTHERS}),
         ("schema expand status_backfills", {"fastavro", "prometheus_client", "consumers.runtime", *OTHERS}),
     ],

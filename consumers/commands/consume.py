@@ -258,7 +258,7 @@ def verify(
 
     actor = operator(reason)
     if rows:
-        from consumers.commands.execution.verification import verify_rows
+        from consumers.commands.execution.row_verification import verify_rows
 
         verify_rows(config, what, database, actor, repair=repair, as_json=as_json)
         return

@@ -70,10 +70,10 @@ def produce(
 
 
 def _stream(settings: Settings, source: str, *, start_over: bool, reason: str | None, yes: bool) -> None:
+    from infra.kafka import clients
     from infra.rights import kafka_rights
     from infra.service import log
     from infra.service.signals import stop_on_signals
-    from producers.session.service import produce as run_producer
 
     log.configure(settings.log)
     if start_over:
@@ -88,6 +88,10 @@ def _stream(settings: Settings, source: str, *, start_over: bool, reason: str | 
         forget_source(settings, source, actor)
     _serve(settings)
     with stop_on_signals(exit_code=0) as stop, kafka_rights.named(settings.kafka, lambda: _needed(settings, source)):
+        clients.ensure_reachable(settings.kafka)
+        # Half of the command: not before Kafka has answered.
+        from producers.session.service import produce as run_producer
+
         run_producer(settings, source, stop)
 
 
@@ -111,6 +115,8 @@ def _walk(settings: Settings, source: str, *, again: bool, until_imported: bool,
 
 
 def _serve(settings: Settings) -> None:
+    if not settings.metrics.port:
+        return  # without importing prometheus_client
     from infra.kafka import clients
     from infra.service import service_endpoints, service_state
 
