@@ -1,7 +1,8 @@
-"""Measures the processor time of each command's help, and of its start until it asks a server, and how soon Ctrl-C ends
-it while that says nothing.
+"""Measures the processor time of each command's help, and of its start until it asks a server, the most memory that a
+start takes, and how soon Ctrl-C ends it while that server says nothing.
 
-The peer is an interpreter that imports typer and pydantic, in the same run.
+The peer of a help is an interpreter that imports typer and pydantic, and that of a start one that imports psycopg, too;
+both in the same run.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import psutil  # type: ignore[import-untyped]  # it ships no types
 
 from tests.benchmarks.bench import Bench, median
 from tests.benchmarks.figures import Figure, Target
+from tests.benchmarks.machine import peak_megabytes
 from tests.command_tree import paths
 from tests.shells import Shell
 from tests.waiting_commands import WAITING, configure
 
 _PATIENCE: Final = 60.0
+_LIBRARIES: Final = "import typer, pydantic"
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
@@ -38,19 +41,22 @@ def figures(bench: Bench) -> Iterator[Figure]:
 def measured(place: Path, runs: int) -> Iterator[Figure]:
     """Yield the figures, medians of `runs`; needs no servers."""
     shell = Shell(place)
-    _ended(shell, "-c", "import headrace, typer, pydantic")  # the first start writes bytecode
-    floor = median(_ended(shell, "-c", "import typer, pydantic") for _ in range(runs))
+    _ended(shell, "-c", f"import headrace, psycopg; {_LIBRARIES}")  # the first start writes bytecode
+    floor = median(_ended(shell, "-c", _LIBRARIES) for _ in range(runs))
     for path in paths():
         seconds = median(_ended(shell, "-m", "headrace", *path, "--help") for _ in range(runs))
         yield Figure(f"start, {' '.join([*path, '--help'])}", seconds, "s", floor, Target(at_most=0.35), smaller=True)
-    stops = []
+    floor = median(_ended(shell, "-c", f"{_LIBRARIES}, psycopg") for _ in range(runs))
+    memory, stops = [], []
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
         configure(shell, server.getsockname()[1])
         for words in WAITING:
             found = [_interrupted(shell, server, words) for _ in range(runs)]
-            stops += [stop for _, stop in found]
-            seconds = median(start for start, _ in found)
+            memory.append(median(megabytes for _, megabytes, _ in found))
+            stops += [stop for *_, stop in found]
+            seconds = median(start for start, *_ in found)
             yield Figure(f"start, {words}", seconds, "s", floor, Target(at_most=0.35), smaller=True)
+    yield Figure("start, most memory of one", max(memory), "MB", smaller=True)
     yield Figure("start, slowest end after Ctrl-C", max(stops), "s", target=Target(at_most=1), smaller=True)
 
 
@@ -64,18 +70,19 @@ def _ended(shell: Shell, *arguments: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _interrupted(shell: Shell, server: socket.socket, words: str) -> tuple[float, float]:
-    """Return the processor time of a command until its first connection, and the seconds from Ctrl-C to its end."""
+def _interrupted(shell: Shell, server: socket.socket, words: str) -> tuple[float, float, float]:
+    """Return a command's processor seconds and peak memory (MB) at its first connection, and seconds from Ctrl-C on."""
     _forget(server)
     process = shell.start(*words.split())
     accepted, _ = server.accept()
     with accepted:
         used = psutil.Process(process.pid).cpu_times()
+        memory = peak_megabytes(process.pid)
         connected = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=_PATIENCE)
         ended = time.monotonic()
-    return used.user + used.system, ended - connected
+    return used.user + used.system, memory, ended - connected
 
 
 def _forget(server: socket.socket) -> None:
