@@ -110,14 +110,13 @@ class Outside:
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:
         """Open a transaction in which this consumer may write. Raises as `fence.hold` does."""
-        with self.session.transaction(), self.session.cursor() as cursor:
-            fence.hold(
-                cursor,
-                migration=self._migration.name,
-                run=self.run,
-                gitlab_schema=self._migration.gitlab_schema,
-                database=self._database,
-            )
+        with fence.transaction(
+            self.session,
+            migration=self._migration.name,
+            run=self.run,
+            gitlab_schema=self._migration.gitlab_schema,
+            database=self._database,
+        ) as (cursor, _):
             yield cursor
 
     def cancel(self) -> None:

@@ -8,6 +8,8 @@ returns which transactions this one does not see yet (promise 1).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -78,9 +80,54 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     another gitlab schema, Paused if an operator paused it, Failed if it failed (see circuit_breaker), and RunReplaced
     if `run` is not current. The caller then rolls back, with nothing written.
     """
+    with _one_round_trip(cursor.connection):
+        _ask_to_hold(cursor, migration, gitlab_schema)
+    return _held(cursor, migration, run, gitlab_schema, database)
+
+
+@contextmanager
+def transaction(
+    connection: psycopg.Connection[Any],
+    *,
+    migration: str,
+    run: int,
+    gitlab_schema: str,
+    database: str,
+    undone: bool = False,
+) -> Iterator[tuple[psycopg.Cursor[Any], Hidden]]:
+    """Open a transaction that holds the fence, which is rolled back in the end if `undone`; yield its cursor as well.
+
+    The same as `hold` at a transaction's beginning, and raises as it does; its begin is in the same round trip.
+    """
+    with ExitStack() as opened:
+        cursor = opened.enter_context(connection.cursor())
+        with _one_round_trip(connection):
+            opened.enter_context(psycopg.Transaction(connection, force_rollback=undone))
+            _ask_to_hold(cursor, migration, gitlab_schema)
+        yield cursor, _held(cursor, migration, run, gitlab_schema, database)
+
+
+@contextmanager
+def _one_round_trip(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Send the body's statements together and wait once for their results; raise the error of the first that fails."""
+    try:
+        with connection.pipeline():
+            yield
+    except psycopg.errors.PipelineAborted as skipped:
+        # If an error arrives while later statements are being sent, psycopg raises that these were skipped instead.
+        raise (skipped.__context__ or skipped) from None
+
+
+def _ask_to_hold(cursor: psycopg.Cursor[Any], migration: str, gitlab_schema: str) -> None:
+    """Execute the fence's two statements; each has a snapshot of its own. The cursor has the second's result."""
     share, look = _statements(migration, gitlab_schema)
-    cursor.execute(share, prepare=True)
-    row = cursor.execute(look, prepare=True).fetchone()
+    cursor.connection.execute(share, prepare=True)
+    cursor.execute(look, prepare=True)
+
+
+def _held(cursor: psycopg.Cursor[Any], migration: str, run: int, gitlab_schema: str, database: str) -> Hidden:
+    """Return what the fence's second statement found; raises as `hold` does."""
+    row = cursor.fetchone()
     assert row is not None
     version, by, name, owner, declared, current, paused, failed, snapshot, xid, _ = row
     table_format.known(version, by, database)

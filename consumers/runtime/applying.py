@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Final
 
@@ -201,8 +202,7 @@ class Applying:
     @contextlib.contextmanager
     def _transaction(self, sub_batch: SubBatch) -> Iterator[Cursor]:
         """Open a transaction that may write the sub-batch and sees the transactions of its events."""
-        with self._target.connection.transaction(), self._target.connection.cursor() as cursor:
-            hidden = self._hold(cursor)
+        with self._fenced() as (cursor, hidden):
             if self._group.generation != self._generation:
                 # A rebalance during a wait for the database. The records are invalid, even if a partition is back.
                 raise LedgerMoved("partitions came or went since these records were read")
@@ -212,13 +212,14 @@ class Applying:
                 cursor.execute(f"SET LOCAL lock_timeout = {_IMPATIENT_MS}")
             yield cursor
 
-    def _hold(self, cursor: Cursor) -> Hidden:
-        return fence.hold(
-            cursor,
+    def _fenced(self, *, undone: bool = False) -> AbstractContextManager[tuple[Cursor, Hidden]]:
+        return fence.transaction(
+            self._target.connection,
             migration=self._migration.name,
             run=self.run,
             gitlab_schema=self._migration.gitlab_schema,
             database=self._database,
+            undone=undone,
         )
 
     def _apply(self, sub_batch: SubBatch) -> None:
@@ -246,8 +247,7 @@ class Applying:
 
         Returns whether it changed something. Raises what the transaction raises.
         """
-        with self._target.connection.transaction(force_rollback=True), self._target.connection.cursor() as cursor:
-            self._hold(cursor)
+        with self._fenced(undone=True) as (cursor, _):
             applied = contract_checks.apply(self._migration, cursor, [change])
             self._ledger.advance(cursor, self.run, sub_batch.advances, 0)
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")

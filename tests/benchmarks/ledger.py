@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from consumers.operations.group_admin import members
 from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
-from schemas.topics import group_name
 from tests.benchmarks.bench import PATIENCE, Site
 from tests.benchmarks.machine import Meter, peak_megabytes
 from tests.benchmarks.producing import servers
@@ -20,12 +18,21 @@ from tests.benchmarks.producing import servers
 MIGRATION: Final = "skip_resets"
 
 PROGRESS: Final = """
-SELECT coalesce(sum(p.applied + p.skipped), 0)::bigint, coalesce(sum(p.applied), 0)::bigint
+SELECT coalesce(sum(p.applied + p.skipped), 0)::bigint, coalesce(sum(p.applied), 0)::bigint,
+       count(DISTINCT p.member) FILTER (WHERE p.applied + p.skipped > 0)
 FROM headrace.progress p JOIN headrace.migrations m ON m.name = p.migration AND m.run = p.run
 WHERE m.name = %s
 """
-"""The events that are done of a migration's run, and how many of them were applied."""
-_SETTLE_SECONDS: Final = 2.0
+"""The events that are done of a migration's run, how many of them were applied, and how many consumers did some."""
+_SHARES: Final = """
+SELECT count(*) = %(count)s AND max(places) - min(places) <= 1
+FROM (SELECT count(*) AS places
+      FROM headrace.progress p JOIN headrace.migrations m ON m.name = p.migration AND m.run = p.run
+      WHERE m.name = %(migration)s GROUP BY p.member) AS shares
+"""
+"""Whether each of `count` consumers has its share of the partitions in a migration's run."""
+_WATCH_SECONDS: Final = 0.1
+"""How often several consumers' progress is read: more often would take the processors from them."""
 _STOP_SECONDS: Final = 20.0
 
 
@@ -33,10 +40,10 @@ _STOP_SECONDS: Final = 20.0
 class Consumed:
     """The work of consumers up to the end of a topic.
 
-    `rate` is in events per second from the first progress in the ledger to the last, without the first; `seconds`
-    begins with the processes' start, or with their resume. `peak` is the highest peak memory of one, in MB. `ended` is
-    when the last progress was seen, in seconds of the monotonic clock. `cpu` is the processor time, in seconds, of all
-    consumers and both servers in `seconds`.
+    `rate` is in events per second from the moment when each consumer has progress in the ledger to the last progress,
+    without what was done before; `seconds` begins with the processes' start, or with their resume. `peak` is the
+    highest peak memory of one, in MB. `ended` is when the last progress was seen, in seconds of the monotonic clock.
+    `cpu` is the processor time, in seconds, of all consumers and both servers in `seconds`.
     """
 
     events: int
@@ -63,24 +70,25 @@ def consumed(site: Site, events: int, every: float = 0.02, *, migration: str = M
     replay_if_run(site, migration)
     began = time.monotonic()
     with _consuming(site, migration, 1) as processes:
-        return _watched(site, migration, processes, events, began, every)
+        return _watched(site, migration, processes, _meter(site, processes), events, began, every)
 
 
 def consumed_together(site: Site, events: int, count: int, *, migration: str = MIGRATION) -> Consumed:
-    """Run `count` consumers, paused until all are in the group: their work is measured without their start.
+    """Run `count` consumers, paused until each has its partitions: their work is measured without their start.
 
-    A consumer of the migration has run before.
+    The group moves partitions in two rounds, each of up to two seconds. A consumer of the migration has run before.
     """
     replay_if_run(site, migration)
     _run_command(site, "pause", migration)
     with _consuming(site, migration, count) as processes:
-        for _ in site.bench.watched("the consumers", *processes, every=0.1):
-            if len(members(site.settings.kafka, group_name(site.prefix, migration))) == count:
-                break
-        time.sleep(_SETTLE_SECONDS)  # the group assigns its partitions in two rounds
+        with site.bench.sql(site.dsn) as connection:
+            for _ in site.bench.watched("the consumers", *processes, every=_WATCH_SECONDS):
+                if connection.execute(_SHARES, {"count": count, "migration": migration}).fetchone() == (True,):
+                    break
+        meter = _meter(site, processes)
         began = time.monotonic()
         _run_command(site, "resume", migration)
-        return _watched(site, migration, processes, events, began, 0.02)
+        return _watched(site, migration, processes, meter, events, began, _WATCH_SECONDS)
 
 
 @contextlib.contextmanager
@@ -96,8 +104,13 @@ def _consuming(site: Site, migration: str, count: int) -> Iterator[list[Guarded]
             process.stop(signal.SIGTERM, _STOP_SECONDS)
 
 
-def _watched(site: Site, migration: str, processes: list[Guarded], events: int, began: float, every: float) -> Consumed:
-    meter = Meter.started({**servers(site.bench), **{str(each.pid): each.pid for each in processes}})
+def _meter(site: Site, processes: list[Guarded]) -> Meter:
+    return Meter.started({**servers(site.bench), **{str(each.pid): each.pid for each in processes}})
+
+
+def _watched(
+    site: Site, migration: str, processes: list[Guarded], meter: Meter, events: int, began: float, every: float
+) -> Consumed:
     first: tuple[float, int] | None = None
     peak = 0.0
     with site.bench.sql(site.dsn) as connection:
@@ -106,10 +119,10 @@ def _watched(site: Site, migration: str, processes: list[Guarded], events: int, 
                 continue
             row = connection.execute(PROGRESS, (migration,)).fetchone()
             assert row is not None
-            done, applied = row
+            done, applied, consumers = row
             peak = max(peak, *(peak_megabytes(process.pid) for process in processes))
             now = time.monotonic()
-            if done and first is None:
+            if first is None and (consumers == len(processes) or done >= events):
                 first = now, done
             if first is not None and done >= events:
                 seconds = now - first[0] if done > first[1] else now - began

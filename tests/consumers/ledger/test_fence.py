@@ -3,9 +3,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from select import select
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from consumers.ledger import fence
 from consumers.ledger.fence import DeclarationChanged, Failed, Paused, RunReplaced
@@ -14,6 +17,7 @@ from consumers.testing.waiting import until
 from infra.postgres.advisory_locks import exclude, migration_key, ownership_key
 from infra.postgres.control import ensure_control_schema
 from schemas.errors import OwnershipMoved
+from schemas.xid_snapshot import Hidden
 from tests.conftest import Database
 from tests.consumers.services import advisory_lock_is_waited_for
 
@@ -27,15 +31,27 @@ def connection(database: Database) -> psycopg.Connection:
     return opened
 
 
-@pytest.fixture
-def hold(connection: psycopg.Connection) -> Callable[..., None]:
+@pytest.fixture(params=["in a transaction", "with its transaction"])
+def hold(connection: psycopg.Connection, request: pytest.FixtureRequest) -> Callable[..., None]:
     Ledger("m", "gitlab_main", "here:1").begin(connection)
 
     def hold(database: str = "main", run: int = 1) -> None:
         with connection.transaction(), connection.cursor() as cursor:
             fence.hold(cursor, migration="m", run=run, gitlab_schema="gitlab_main", database=database)
 
-    return hold
+    def begin_and_hold(database: str = "main", run: int = 1) -> None:
+        with held(connection, database, run):
+            pass
+
+    return hold if request.param == "in a transaction" else begin_and_hold
+
+
+def held(
+    connection: psycopg.Connection, database: str = "main", run: int = 1, *, undone: bool = False
+) -> AbstractContextManager[tuple[psycopg.Cursor, Hidden]]:
+    return fence.transaction(
+        connection, migration="m", run=run, gitlab_schema="gitlab_main", database=database, undone=undone
+    )
 
 
 def test_owner_may_write(hold: Callable[..., None]) -> None:
@@ -139,6 +155,46 @@ def test_fence_returns_transactions_not_visible_yet(hold: Callable[..., None], d
     with looking.transaction(), looking.cursor() as cursor:
         hidden = fence.hold(cursor, migration="m", run=1, gitlab_schema="gitlab_main", database="main")
         assert hidden.full(xid % 2**32) is None
+
+
+def test_fenced_transaction_commits_unless_it_is_undone_or_fails(connection: psycopg.Connection) -> None:
+    Ledger("m", "gitlab_main", "here:1").begin(connection)
+    connection.execute("CREATE TABLE public.written (by text)")
+    with held(connection) as (cursor, _):
+        cursor.execute("INSERT INTO public.written VALUES ('committed')")
+    with held(connection, undone=True) as (cursor, _):
+        cursor.execute("INSERT INTO public.written VALUES ('undone')")
+    with pytest.raises(psycopg.errors.UndefinedTable), held(connection) as (cursor, _):
+        cursor.execute("INSERT INTO public.written VALUES ('failed'); SELECT FROM public.missing")
+    assert connection.info.transaction_status == TransactionStatus.IDLE
+    assert connection.execute("SELECT by FROM public.written").fetchall() == [("committed",)]
+
+
+def test_fence_that_times_out_says_so_and_leaves_a_usable_connection(
+    hold: Callable[..., None], connection: psycopg.Connection, database: Database
+) -> None:
+    connection.execute("SET lock_timeout = '50ms'")
+    changing = database.connect()
+    with changing.transaction():
+        exclude(changing, [migration_key("m")])
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            hold()
+    assert connection.info.transaction_status == TransactionStatus.IDLE
+    hold()
+
+
+def test_first_error_is_raised_even_if_it_arrives_while_later_statements_are_sent(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_early(cursor: psycopg.Cursor, *_: str) -> None:
+        cursor.connection.execute("SELECT 1 / 0")
+        cursor.execute("SELECT 1")
+        select([cursor.connection.fileno()], [], [], 10.0)
+
+    monkeypatch.setattr(fence, "_ask_to_hold", fail_early)
+    with pytest.raises(psycopg.errors.DivisionByZero), held(connection):
+        pass
+    assert connection.info.transaction_status == TransactionStatus.IDLE
 
 
 def test_ten_concurrent_consumers_use_no_multixact(

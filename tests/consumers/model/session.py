@@ -158,6 +158,14 @@ def hold(cursor: Cursor, *, migration: str, run: int, gitlab_schema: str, databa
     return cursor.server.hidden(cursor.tx)
 
 
+@contextlib.contextmanager
+def transaction(connection: Connection, *, undone: bool = False, **fenced: Any) -> Iterator[tuple[Cursor, Hidden]]:
+    """Replaces fence.transaction."""
+    with connection.transaction(force_rollback=undone):
+        cursor = connection.cursor()
+        yield cursor, hold(cursor, **fenced)
+
+
 def record(cursor: Cursor, migration: str, run: int, database: str, dead_letters: Sequence[NewDeadLetter]) -> None:
     """Replaces dead_letter_rows.record."""
     del migration, database

@@ -34,6 +34,7 @@ HISTORIES = 1_000
 def _model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the servers by the model."""
     monkeypatch.setattr(fence, "hold", session.hold)
+    monkeypatch.setattr(fence, "transaction", session.transaction)
     monkeypatch.setattr(dead_letter_rows, "record", session.record)
     monkeypatch.setattr(dead_letter_rows, "settle", session.settle)
     monkeypatch.setattr(settle, "record_action", lambda *_arguments, **_details: None)

@@ -30,10 +30,10 @@ def test_fixed_size_is_unchanged() -> None:
 def test_adaptive_size_follows_full_transactions_up_to_a_quarter_of_the_batch() -> None:
     pace = pacing(sub_batch_size=100, batch_size=600, transaction_ms=100)
     for _ in range(30):
-        pace.done(99, 0.001)
+        pace.done(99, 0.03)
     assert pace.limit == 100, "none was full"
     for _ in range(20):
-        pace.done(100, 0.001)
+        pace.done(100, 0.03)
     assert pace.limit == 120
     for _ in range(20):
         pace.done(pace.limit, 0.001)
@@ -44,6 +44,28 @@ def test_adaptive_size_follows_full_transactions_up_to_a_quarter_of_the_batch() 
     before = pace.limit
     pace.timed_out()
     assert pace.limit <= before
+
+
+def test_size_doubles_at_first_while_transactions_take_a_quarter_of_their_target() -> None:
+    pace = pacing(sub_batch_size=100, transaction_ms=200)
+    sizes = []
+    for seconds in (0.03, 0.051, 0.05, 0.05, 0.05, 0.05, 0.05):
+        pace.done(pace.limit, seconds)
+        sizes.append(pace.limit)
+    assert sizes == [200, 200, 400, 800, 1_600, 2_500, 2_500]
+
+
+def test_size_does_not_double_after_a_timeout_or_once_the_optimizer_has_its_transactions() -> None:
+    pace = pacing(sub_batch_size=100, transaction_ms=200)
+    pace.timed_out()
+    pace.done(pace.limit, 0.01)
+    assert pace.limit == 75
+    pace = pacing(sub_batch_size=100, transaction_ms=200)
+    for _ in range(19):
+        pace.done(100, 0.1)
+    pace.done(100, 0.1)
+    pace.done(pace.limit, 0.01)
+    assert pace.limit < 200
 
 
 def test_slow_database_does_not_shrink_transactions_to_single_rows() -> None:
