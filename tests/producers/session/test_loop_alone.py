@@ -212,6 +212,30 @@ def test_busy_stream_is_committed_at_intervals_and_at_the_end(seconds: float, co
     assert world.journal[-2:] == ["commit", "confirm"]
 
 
+@pytest.mark.parametrize(
+    ("gather", "seconds", "pauses"),
+    [
+        pytest.param(0.25, float("inf"), 2, id="changes follow a commit"),
+        pytest.param(0.0, float("inf"), 0, id="they come later"),
+        pytest.param(0.25, -1.0, 0, id="more can be read"),
+    ],
+)
+def test_changes_gather_between_kafka_transactions(
+    monkeypatch: pytest.MonkeyPatch, gather: float, seconds: float, pauses: int
+) -> None:
+    world = World(steps=12)
+    waited: list[float | None] = []
+
+    def wait(timeout: float | None = None) -> bool:
+        waited.append(timeout)
+        return world.stop.is_set()
+
+    monkeypatch.setattr(world.stop, "wait", wait)
+    world.run(Timing(gather_seconds=gather, commit_seconds=seconds))
+    assert world.journal.count("commit") >= 3
+    assert waited == [gather] * pauses
+
+
 def test_chunks_are_committed_one_by_one() -> None:
     world = World(chunks=[Lsn(5), Lsn(6)], whole=False, steps=8)
     world.run()
