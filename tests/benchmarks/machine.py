@@ -1,4 +1,4 @@
-"""Resource use of processes: peak memory and processor time, with all their children."""
+"""Resource use of processes: peak memory and processor time, with all their children, and context switches."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def cpu_seconds(pid: int) -> float:
                 times = child.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+def context_switches(pid: int) -> int:
+    """Return how often a process was taken off its processor so far, because it waited or another one's turn came."""
+    switches = psutil.Process(pid).num_ctx_switches()
+    return int(switches.voluntary + switches.involuntary)
 
 
 @dataclass(slots=True)

@@ -9,19 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from infra.stack.postgresql.postgres_programs import installed_programs
 from schemas.positions import Lsn, format_lsn
 from tests.benchmarks.bench import PATIENCE, TABLE, Bench, Site, drop_slot, median, median_or_none
 from tests.benchmarks.debezium import Debezium, has_debezium
 from tests.benchmarks.figures import Figure, Target
 from tests.benchmarks.producing import Run, caught_up, copied, cpu_figures, write_position
+from tests.benchmarks.receiver import RECEIVER, create_receiver, receiver_command
 
 _UNIT: Final = "changes/s"
 _TRANSACTION: Final = 1000
-_RECEIVER: Final = "bench_receiver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def catch_up_rounds(bench: Bench) -> list[Round]:
             return bench.repeated("catching up", lambda number: _round(bench, site, peer, number), str)
         finally:
             site.drop()
-            drop_slot(bench, site.dsn, _RECEIVER)
+            drop_slot(bench, site.dsn, RECEIVER)
             if peer is not None:
                 peer.drop()
 
@@ -80,8 +78,7 @@ def catch_up_rounds(bench: Bench) -> list[Round]:
 
 
 def _round(bench: Bench, site: Site, peer: Debezium | None, number: int) -> Round:
-    with bench.sql(site.dsn) as connection:
-        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (_RECEIVER,))
+    create_receiver(bench, site.dsn)
     changes = bench.rows // 2
     last = _change(bench, site.dsn, changes)
     theirs = None
@@ -92,7 +89,7 @@ def _round(bench: Bench, site: Site, peer: Debezium | None, number: int) -> Roun
     if peer is not None and theirs is None:
         theirs = peer.timed(changes)
     receiver = changes / _received(bench, site, last)
-    drop_slot(bench, site.dsn, _RECEIVER)
+    drop_slot(bench, site.dsn, RECEIVER)
     with bench.sql(site.dsn) as connection:
         connection.execute(f"VACUUM {TABLE}")
     return Round(ours, theirs, receiver)
@@ -115,13 +112,9 @@ def _change(bench: Bench, dsn: str, changes: int) -> Lsn:
 
 def _received(bench: Bench, site: Site, last: Lsn) -> float:
     """Return the seconds that pg_recvlogical takes to write the same changes into a file."""
-    database, env = bench.for_libpq(site.dsn)
     target = bench.place / "received"
-    words: list[str | Path] = [
-        installed_programs() / "pg_recvlogical",
-        *("-d", database, "-S", _RECEIVER, "--start", "--no-loop", "-f", target, "--endpos", format_lsn(last)),
-        *("-o", "proto_version=1", "-o", f"publication_names={site.settings.database('main').publication}"),
-    ]
+    publication = site.settings.database("main").publication
+    words, env = receiver_command(bench, site.dsn, publication, target, "--endpos", format_lsn(last))
     began = time.monotonic()
     bench.stack.keeper.run(words, log=bench.place / "receiver.log", cwd=bench.place, env=env, timeout=PATIENCE)
     seconds = time.monotonic() - began
