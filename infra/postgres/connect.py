@@ -173,6 +173,23 @@ def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def asked_in_one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Ask everything inside from one snapshot, in one round trip: the answers are there once it has ended.
+
+    The connection must be as for `one_snapshot`.
+    """
+    try:
+        with connection.pipeline():
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield
+            connection.execute("ROLLBACK")
+    finally:
+        # After an error the server skips the rest of a pipeline.
+        if connection.info.transaction_status == pq.TransactionStatus.INERROR:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
 def translated(where: Where) -> Iterator[None]:
     """Translate psycopg's errors into headrace's, naming the server of `where`."""
     try:
