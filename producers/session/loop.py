@@ -2,8 +2,8 @@
 
 The stream pauses during a copy phase, which reads chunks, and catches up in a stream phase, so that the slot never
 retains more than a set amount of WAL. Each phase's records are in Kafka, with the position, before the other begins.
-After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk of each worker
-again, or small tables of together less than a tenth of one.
+After a kill at any moment, the next start resumes from the recorded state and reads at most two chunks of each worker
+again, or small tables of together less than a tenth of them.
 """
 
 from __future__ import annotations

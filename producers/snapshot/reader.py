@@ -10,6 +10,7 @@ from typing import Any, Final, LiteralString, cast
 import psycopg
 from psycopg import pq, sql
 
+from infra.postgres.connect import pipelined
 from infra.postgres.copy_out import Lines, copy_lines
 from infra.postgres.key_order import ascending, ask_key_orders, compared
 from infra.postgres.moments import ask_moment
@@ -133,7 +134,7 @@ def read_chunk(
 def _begun(connection: psycopg.Connection[Any], table: CapturedTable) -> tuple[Moment, Relation]:
     """Begin the chunk's transaction; return the moment that it shows, and the table's columns as it sees them."""
     oid = table.relation.oid
-    with connection.pipeline():  # one round trip to the server
+    with pipelined(connection):  # one round trip to the server
         connection.execute(_BEGIN)
         connection.execute(_PATIENCE)
         # Before the snapshot: a rewritten table is empty in every snapshot taken before the rewrite's end.

@@ -93,7 +93,7 @@ def test_detected_change_survives_its_producer(new_source: NewSource, dies: str)
         TYPES + "CREATE TABLE t (id int PRIMARY KEY, v mood);"
         "INSERT INTO t SELECT i, 'sad' FROM generate_series(1, 30) i",
         "public.t",
-        snapshot={"chunk_rows": 10},
+        snapshot={"chunk_rows": 20},
     )
     with running(source) as producer:
         producer.caught_up()

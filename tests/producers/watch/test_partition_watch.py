@@ -205,7 +205,7 @@ def test_partitions_change_between_two_chunks(new_source: NewSource, key: str) -
 
 
 def test_producer_killed_while_reading_new_partition_completes_it(new_source: NewSource) -> None:
-    source = new_source(MADE.format(t="t"), "public.t", snapshot={"chunk_rows": 2})
+    source = new_source(MADE.format(t="t"), "public.t", snapshot={"chunk_rows": 4})
     with running(source) as it:
         it.caught_up()
     run(source, ATTACH_3, "t")
