@@ -173,6 +173,42 @@ def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def pipelined(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Send what is executed inside in one round trip; its results are there afterwards. Raises the first error.
+
+    psycopg's own pipeline would log a warning if that comes before its end.
+    """
+    first = None
+    try:
+        with connection.pipeline():
+            try:
+                yield
+            except psycopg.Error as error:
+                first = error
+    except psycopg.Error as error:
+        first = first or error
+    if first is not None:
+        raise first
+
+
+@contextmanager
+def asked_in_one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Ask everything inside from one snapshot, in one round trip: the answers are there once it has ended.
+
+    The connection must be as for `one_snapshot`.
+    """
+    try:
+        with pipelined(connection):
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield
+            connection.execute("ROLLBACK")
+    finally:
+        # After an error the server skips the rest of a pipeline.
+        if connection.info.transaction_status == pq.TransactionStatus.INERROR:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
 def translated(where: Where) -> Iterator[None]:
     """Translate psycopg's errors into headrace's, naming the server of `where`."""
     try:

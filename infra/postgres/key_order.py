@@ -8,7 +8,7 @@ no two rows are equal, and a range may end at any row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -144,20 +144,29 @@ def key_orders(
     connection: psycopg.Connection[Any], keys: Mapping[int, Sequence[str]]
 ) -> dict[int, tuple[Operators, ...] | None]:
     """Return oid → what `key_order` returns, of all tables of `keys` (oid → key) in one query."""
+    return ask_key_orders(connection, keys)()
+
+
+def ask_key_orders(
+    connection: psycopg.Connection[Any], keys: Mapping[int, Sequence[str]]
+) -> Callable[[], dict[int, tuple[Operators, ...] | None]]:
+    """Ask what `key_orders` returns; call the result once the connection's pipeline has ended."""
     pairs = [(oid, name) for oid, key in keys.items() for name in key]
-    found = connection.execute(
-        _BY_INDEX, {"oids": [oid for oid, _ in pairs], "names": [name for _, name in pairs]}
-    ).fetchall()
-    own: dict[int, dict[str, Operators]] = {oid: {} for oid in keys}
-    for oid, column, names, collation, collated, cast, in_bytes in found:
-        if len(names or ()) == len(_SIGNS):
-            own[oid][column] = Operators(
-                _pairs(names), tuple(collation) if collation else None, collated, cast, in_bytes
-            )
-    return {
-        oid: tuple(own[oid][column] for column in key) if key and own[oid].keys() == set(key) else None
-        for oid, key in keys.items()
-    }
+    cursor = connection.execute(_BY_INDEX, {"oids": [oid for oid, _ in pairs], "names": [name for _, name in pairs]})
+
+    def answer() -> dict[int, tuple[Operators, ...] | None]:
+        own: dict[int, dict[str, Operators]] = {oid: {} for oid in keys}
+        for oid, column, names, collation, collated, cast, in_bytes in cursor.fetchall():
+            if len(names or ()) == len(_SIGNS):
+                own[oid][column] = Operators(
+                    _pairs(names), tuple(collation) if collation else None, collated, cast, in_bytes
+                )
+        return {
+            oid: tuple(own[oid][column] for column in key) if key and own[oid].keys() == set(key) else None
+            for oid, key in keys.items()
+        }
+
+    return answer
 
 
 def order_name(operators: Sequence[Operators]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import psycopg
@@ -18,9 +19,19 @@ def current_moment(connection: psycopg.Connection[Any]) -> Moment:
 
     Raises psycopg.errors.ObjectNotInPrerequisiteState on a standby.
     """
-    row = connection.execute(_MOMENT).fetchone()
-    assert row is not None
-    return Moment(Snapshot.parse(row[0]), parse_lsn(row[1]))
+    return ask_moment(connection)()
+
+
+def ask_moment(connection: psycopg.Connection[Any]) -> Callable[[], Moment]:
+    """Ask what `current_moment` returns; call the result once the connection's pipeline has ended."""
+    cursor = connection.execute(_MOMENT)
+
+    def answer() -> Moment:
+        row = cursor.fetchone()
+        assert row is not None
+        return Moment(Snapshot.parse(row[0]), parse_lsn(row[1]))
+
+    return answer
 
 
 def next_xid(connection: psycopg.Connection[Any]) -> int:

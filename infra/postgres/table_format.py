@@ -45,10 +45,10 @@ def require(connection: Connection, database: str) -> None:
 
 def present(connection: Connection) -> bool:
     """Return whether headrace's tables exist, before one of them is read; raises what `require` does."""
-    there = connection.execute(_THERE).fetchone() != (None,)
-    if there:
-        _recorded(connection, connection.info.dbname)
-    return there
+    if connection.execute(_THERE).fetchone() == (None,):
+        return False
+    _format(connection, connection.info.dbname)
+    return True
 
 
 def known(version: object, by: object, database: str) -> None:
@@ -112,6 +112,10 @@ def step_sql(step: int) -> str:
 def _recorded(connection: Connection, database: str) -> int | None:
     if connection.execute(_THERE).fetchone() == (None,):
         return None
+    return _format(connection, database)
+
+
+def _format(connection: Connection, database: str) -> int | None:
     row = connection.execute(_FORMAT).fetchone()
     if row is None:
         return None

@@ -130,7 +130,8 @@ class SnapshotSettings(Section):
     """Snapshots of tables: in chunks, taking turns with the stream."""
 
     chunk_rows: int = Field(default=50_000, ge=1)
-    """Rows per chunk."""
+    """Rows that a worker has in progress, in two chunks: one is read while the other is committed. After a kill, at
+    most so many rows of each worker are read again."""
     workers: int = Field(default=1, ge=1, le=32)
     """How many connections read chunks at the same time; more than one is for a source behind a network. See
     docs/explanation/parallel-snapshot.md."""

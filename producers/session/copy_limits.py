@@ -15,7 +15,7 @@ import psycopg
 from infra.health.indicator import Health, Limit, Stop, limits, stops
 from infra.service import log, metrics
 from infra.settings.model import SnapshotSettings
-from producers.snapshot.reader import chunk_bytes
+from producers.snapshot.reader import CHUNKS_EACH, chunk_bytes
 from producers.snapshot.token_bucket import TokenBucket
 
 THROTTLED_CHECK_SECONDS: Final = 2.0
@@ -48,7 +48,7 @@ class CopyLimits:
         self._next = now()
         self._log = log.get(**{log.SOURCE: source})
         most = chunk_bytes(settings.workers)
-        self.chunk_bytes = max(1, int(min(most, rate / settings.workers))) if rate else most
+        self.chunk_bytes = max(1, int(min(most, rate / settings.workers / CHUNKS_EACH))) if rate else most
         """For how many bytes a chunk is planned: what a worker may read in a second, rather than much at once."""
         self.throttled_by: str | None = None
         """The indicators that throttle the copy now, with their reasons."""

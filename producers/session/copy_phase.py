@@ -159,9 +159,12 @@ def choose(
     return Choice(None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ChunkTask:
-    """A chunk of a table to read next, of about so many `rows`, or rows that have to be read by key."""
+    """A chunk of a table to read next, of about so many `rows`, or rows that have to be read by key.
+
+    `began` is when its rows were asked for.
+    """
 
     feed: TableFeed
     bounds: Bounds
@@ -207,6 +210,11 @@ class ChunkSteps:
     ) -> ChunkRows | None:
         """Read a chunk; None when the table's owner has changed. Its errors are for `add`."""
         feed = task.feed
+
+        def begins(upto: Texts | None) -> None:
+            planned(upto)  # may wait
+            task.began = time.monotonic()
+
         try:
             chunk = read_chunk(
                 connection,
@@ -215,7 +223,7 @@ class ChunkSteps:
                 task.rows,
                 longest=feed.longest_line,
                 most=self._most,
-                planned=planned,
+                planned=begins,
             )
         except LineTooLong as error:
             raise TableStopped(f"a row has {error.size} bytes, but its topic accepts {feed.largest}") from error
@@ -255,16 +263,9 @@ class ChunkSteps:
         full = task.rows if chunk.upto is None else chunk.rows
         return Copied(feed.add_chunk(chunk.upto, chunk, position, full, task.bounds), size, lsn)
 
-    def copy(
-        self, connection: psycopg.Connection[Any], feed: TableFeed, position: Position, rows: int
-    ) -> Copied | None:
-        """Read the next chunk into the feed; see `next` and `add`."""
-        task = self.next(feed, rows)
-        return self.add(task, position, lambda: self.read(task, connection))
-
 
 class Workers:
-    """Copies chunks over several connections at the same time; they are opened at the first chunk, until `leave`."""
+    """Copies chunks over connections of their own, at the same time; opened at the first chunk, until `leave`."""
 
     def __init__(self, steps: ChunkSteps, readers: Callable[[], ChunkReaders[ChunkTask]]) -> None:
         self._steps = steps
@@ -284,7 +285,7 @@ class Workers:
     def begin(self, feed: TableFeed, rows: int, left: float) -> None:
         """Give the next chunk of a table, of at most about `rows` rows or about `left` seconds, to an idle worker.
 
-        It finds out the chunk's end, and reads its rows once the chunk that it returned before is `settled`.
+        It reads the rows once the last chunk but one that it returned is `settled`.
         """
         task = self._steps.next(feed, rows, left)
         self._readers = self._readers or self._open()

@@ -2,8 +2,8 @@
 
 The stream pauses during a copy phase, which reads chunks, and catches up in a stream phase, so that the slot never
 retains more than a set amount of WAL. Each phase's records are in Kafka, with the position, before the other begins.
-After a kill at any moment, the next start resumes from the recorded state and reads at most one chunk of each worker
-again, or small tables of together less than a tenth of one.
+After a kill at any moment, the next start resumes from the recorded state and reads at most two chunks of each worker
+again, or small tables of together less than a tenth of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from producers.session.commits import Commits, Restart
 from producers.session.copy_limits import CopyLimits
 from producers.session.copy_phase import Choice, Copied, CopyLog, Turns, Workers
 from producers.session.slot_monitor import SlotMonitor
-from producers.snapshot.reader import TableGone
+from producers.snapshot.reader import CHUNKS_EACH, TableGone
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy
 from producers.stream.connection import ReplicationStream
@@ -38,7 +38,7 @@ from producers.stream.visibility_gate import Messages
 from producers.watch.catalog_watch import TableWatch
 from producers.watch.topic_watch import TopicWatch
 from schemas.errors import Malformed
-from schemas.positions import Lsn, Position
+from schemas.positions import Lsn
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,10 @@ _SMALL: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a session. It has two connections: `sql` reads tables, `stream` reads the slot.
+    """The parts of a session. `sql` reads the catalog, `stream` reads the slot, and `workers` read tables.
 
-    `choose` waits briefly and returns a table that may be read now, `copy_chunk` reads its next chunk, of at most about
-    so many rows, after a position of the stream (see producers.session.copy_phase); with `workers` these read in its
-    place. `beat` writes a heartbeat.
+    `choose` waits briefly and returns a table that may be read now (see producers.session.copy_phase). `beat` writes a
+    heartbeat.
     """
 
     source: str
@@ -90,8 +89,7 @@ class Parts:
     capture: Capture
     commits: Commits
     choose: Callable[[], Choice]
-    copy_chunk: Callable[[TableFeed, Position, int], Copied | None]
-    workers: Workers | None
+    workers: Workers
     turns: Turns
     limits: CopyLimits
     beat: Callable[[], Lsn]
@@ -136,8 +134,7 @@ class Session:
 
     def _leave_copy(self) -> None:
         self._parts.limits.leave()
-        if self._parts.workers is not None:
-            self._parts.workers.leave()
+        self._parts.workers.leave()
 
     @property
     def _running(self) -> bool:
@@ -150,38 +147,24 @@ class Session:
     def _copy_phase(self) -> None:
         """Copy chunks until the slot retains too much WAL, the time is up, or everything is copied."""
         deadline = time.monotonic() + self._pace.copy_seconds
-        if (workers := self._parts.workers) is None:
-            while self._running and time.monotonic() < deadline and self._copy_next():
-                pass
-        else:
-            more = True
-            # The stream waits for every chunk: it would drop events of a range that a worker's snapshot does not show.
-            while self._running and (more or workers.busy):
-                more = self._copy_with(workers, deadline, begins=more)
+        more = True
+        # The stream waits for every chunk: it would drop events of a range that a worker's snapshot does not show.
+        while self._running and (more or self._parts.workers.busy):
+            more = self._copy_next(deadline, begins=more)
         if self._small and self._restart is None:
             self._commit_chunks()
 
-    def _copy_next(self) -> bool:
-        """Copy the next chunk; return whether the copy phase may continue."""
-        feed = self._choose().feed
-        if feed is None:
-            return False
-        try:
-            return self._within(self._copy_chunk(feed))
-        except (TableBusy, psycopg.errors.LockNotAvailable) as error:
-            self._parts.turns.set_aside(feed, one_line(error))
-            return True
-
-    def _copy_with(self, workers: Workers, deadline: float, *, begins: bool) -> bool:
+    def _copy_next(self, deadline: float, *, begins: bool) -> bool:
         """Give an idle worker a chunk if it `begins` and the copy phase's `deadline` is to come, or wait for others.
 
         Returns whether another chunk may be begun in this copy phase.
         """
+        workers = self._parts.workers
         begins &= time.monotonic() < deadline
         if begins and workers.idle:
             choice = self._choose()
             if choice.feed is not None:
-                self._begin(workers, choice.feed, deadline)
+                self._begin(choice.feed, deadline)
                 return True
             begins = workers.busy and not choice.waits
         returned = None
@@ -195,17 +178,18 @@ class Session:
                 begins &= self._within(self._add(task.feed, task.began, partial(add, self._capture.position)))
             except (TableBusy, psycopg.errors.LockNotAvailable) as error:
                 self._parts.turns.set_aside(task.feed, one_line(error))
-        # These find out where their chunks end while what was added is committed.
+        # These are read while what was added is committed.
         while begins and returned and workers.idle and (feed := self._choose().feed) is not None:
-            self._begin(workers, feed, deadline)
+            self._begin(feed, deadline)
         self._commit_enough()
         workers.settled()
         return begins
 
-    def _begin(self, workers: Workers, feed: TableFeed, deadline: float) -> None:
+    def _begin(self, feed: TableFeed, deadline: float) -> None:
+        rows = max(1, self._parts.settings.chunk_rows // CHUNKS_EACH)
         try:
             # The stream waits for the last chunk: they should all end with the phase.
-            workers.begin(feed, self._parts.settings.chunk_rows, deadline - time.monotonic())
+            self._parts.workers.begin(feed, rows, deadline - time.monotonic())
         except psycopg.errors.LockNotAvailable as error:
             self._parts.turns.set_aside(feed, one_line(error))
 
@@ -221,15 +205,8 @@ class Session:
         bound = self._parts.settings.max_retained_wal_mb << 18
         return lsn is not None and lsn - self._capture.confirmed <= bound
 
-    def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
-        """Copy the next chunk; return the WAL position after it, or None when the table cannot be read any further."""
-        parts = self._parts
-        copy = partial(parts.copy_chunk, feed, self._capture.position, parts.settings.chunk_rows)
-        lsn = self._add(feed, time.monotonic(), copy)
-        self._commit_enough()
-        return lsn
-
     def _add(self, feed: TableFeed, began: float, copy: Callable[[], Copied | None]) -> Lsn | None:
+        """Add a chunk; return the WAL position after it, or None when the table cannot be read any further."""
         try:
             copied = copy()
         except (TableGone, TableStopped, IncompatibleSchema, Malformed) as error:

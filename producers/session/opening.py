@@ -221,8 +221,7 @@ def _reading(
         capture=capture,
         commits=commits,
         choose=lambda: choose(sql, feeds, turns, capture.unseen, start.stop, lines, limited=limits.wait(sql)),
-        copy_chunk=partial(steps.copy, sql),
-        workers=_workers(start, opened, steps) if database.snapshot.workers > 1 else None,
+        workers=_workers(start, opened, steps),
         turns=turns,
         limits=limits,
         beat=partial(beat, sql),
@@ -241,7 +240,8 @@ def _workers(start: Start, opened: ExitStack, steps: ChunkSteps) -> Workers:
         connection.execute(_PATIENCE)
         return connection
 
-    workers = Workers(steps, lambda: ChunkReaders(database.snapshot.workers, connected, start.stop))
+    count = database.snapshot.workers
+    workers = Workers(steps, lambda: ChunkReaders(count, connected, start.stop, chunk_bytes(count)))
     opened.callback(workers.leave)
     return workers
 

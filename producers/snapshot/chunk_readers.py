@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 import psycopg
 
 from infra.service.signals import bounded, shut_down
-from producers.snapshot.reader import ChunkRows
+from producers.snapshot.reader import CHUNKS_EACH, ChunkRows
 from producers.snapshot.resnapshot_rules import Texts
 
 _LEAVE_SECONDS: Final = 1.0
@@ -36,11 +36,11 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A read that returned `chunk`, or raised `error`; `read`: whether it holds one of the reads until `settled`."""
+    """A read that returned `chunk`, or raised `error`; it holds room for so many bytes until `settled`."""
 
     chunk: ChunkRows | None = None
     error: BaseException | None = None
-    read: bool = False
+    held: int = 0
 
     def result(self) -> ChunkRows | None:
         """Return what the read returned, or raise what it raised."""
@@ -53,23 +53,55 @@ class _Closed(Exception):
     """The readers were closed before the rows were read."""
 
 
+class _Room:
+    """The bytes that chunks in progress may have together; waits until others have left."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def take(self, size: int) -> None:
+        """Wait for room; raises _Closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._left >= size)
+            if self._closed:
+                raise _Closed
+            self._left -= size
+
+    def give(self, size: int) -> None:
+        """Return room; a negative size is taken without waiting."""
+        with self._changed:
+            self._left += size
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 class ChunkReaders(Generic[T]):
     """At most `count` threads; each opens its connection by `connect` at its first read and keeps it until `close`.
 
-    At most `count` chunks are being read or have been read and are not `settled`. A thread with one more finds out the
-    chunk's end meanwhile, which costs several round trips to the server, and waits before its rows.
+    At most CHUNKS_EACH chunks for each thread are being read or have been read and are not `settled`, of `most` bytes
+    each; fewer if one has more, since it is a single large row. A thread with another one finds out the chunk's end
+    meanwhile, which costs round trips to the server, and waits before its rows.
 
     Queries are cancelled once `stop` is set. For the use of one thread.
     """
 
-    def __init__(self, count: int, connect: Callable[[], psycopg.Connection[Any]], stop: threading.Event) -> None:
+    def __init__(
+        self, count: int, connect: Callable[[], psycopg.Connection[Any]], stop: threading.Event, most: int
+    ) -> None:
         self._count = count
         self._connect = connect
         self._stop = stop
+        self._most = most
         self._busy = 0
         self._unsettled = 0
-        self._free = threading.Semaphore(count)
-        self._closing = False
+        self._room = _Room(CHUNKS_EACH * count * most)
         self._threads: list[threading.Thread] = []
         self._connections: list[psycopg.Connection[Any]] = []
         self._reads: queue.SimpleQueue[tuple[T, Read] | None] = queue.SimpleQueue()
@@ -77,8 +109,8 @@ class ChunkReaders(Generic[T]):
 
     @property
     def idle(self) -> bool:
-        """Whether another read may begin now."""
-        return self._busy < self._count
+        """Whether another read may begin now, or be the next of a thread."""
+        return self._busy < CHUNKS_EACH * self._count
 
     @property
     def busy(self) -> bool:
@@ -88,8 +120,8 @@ class ChunkReaders(Generic[T]):
     def begin(self, task: T, read: Read) -> None:
         """Begin a read; `news` returns its progress with `task`."""
         self._busy += 1
-        if self._busy > len(self._threads):
-            name = f"chunk reader {self._busy}"
+        if len(self._threads) < min(self._busy, self._count):
+            name = f"chunk reader {len(self._threads) + 1}"
             self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
             self._threads[-1].start()
         self._reads.put((task, read))
@@ -103,20 +135,19 @@ class ChunkReaders(Generic[T]):
                 found.append(self._news.get_nowait())
         ended = [what for _, what in found if isinstance(what, Ended)]
         self._busy -= len(ended)
-        self._unsettled += sum(what.read for what in ended)
+        self._unsettled += sum(what.held for what in ended)
         return found
 
     def settled(self) -> None:
         """Note that no chunk that `news` has returned will be read again: as many others may be read."""
         if self._unsettled:
-            self._free.release(self._unsettled)
+            self._room.give(self._unsettled)
         self._unsettled = 0
 
     def close(self) -> None:
         """End the threads and close their connections, whatever they read."""
-        self._closing = True
+        self._room.close()
         for _ in self._threads:
-            self._free.release()
             self._reads.put(None)
         if self.busy:
             for connection in self._connections:
@@ -125,21 +156,23 @@ class ChunkReaders(Generic[T]):
             thread.join(_LEAVE_SECONDS)
 
     def _read(self, connection: psycopg.Connection[Any], task: T, read: Read) -> Ended:
-        held = False
+        held = 0
 
         def planned(upto: Texts | None) -> None:
             nonlocal held
             if upto is not None:
                 self._news.put((task, Planned(upto)))
-            self._free.acquire()
-            held = True
-            if self._closing:
-                raise _Closed
+            self._room.take(self._most)
+            held = self._most
 
         try:
-            return Ended(read(connection, planned), read=held)
+            chunk = read(connection, planned)
         except BaseException as error:
-            return Ended(error=error, read=held)
+            return Ended(error=error, held=held)
+        if chunk is not None and 0 < held < len(chunk.data):
+            self._room.give(held - len(chunk.data))
+            held = len(chunk.data)
+        return Ended(chunk, held=held)
 
     def _serve(self) -> None:
         with ExitStack() as opened:

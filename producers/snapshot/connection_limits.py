@@ -1,6 +1,6 @@
 """Compares the connections that a producer opens with those that its server has left.
 
-`snapshot.workers` above 1 open one connection each when a copy begins, next to that of the session. The limits are
+Each of `snapshot.workers` opens a connection when a copy begins, next to that of the session. The limits are
 PostgreSQL's: max_connections without what is reserved, and the CONNECTION LIMIT of role and database, which a superuser
 does not have. The stream's connection counts for none of them: max_wal_senders limits those.
 """
@@ -69,7 +69,7 @@ def shortage(connection: psycopg.Connection[Any], source: str, workers: int) -> 
     Those that it has open already are not another's, nor is `connection`, which is closed before it starts.
     """
     own = [f"headrace {session_name(source)}", f"headrace {worker_name(source)}"]
-    opened = 1 + (workers if workers > 1 else 0)
+    opened = 1 + workers
     found = [(limit, max(0, left)) for limit, left in connection.execute(_OTHERS, (own,)).fetchall()]
     limit, left = min(found, key=lambda each: each[1])
     return Shortage(limit, left, opened) if left < opened else None

@@ -10,21 +10,23 @@ from typing import Any, Final, LiteralString, cast
 import psycopg
 from psycopg import pq, sql
 
+from infra.postgres.connect import pipelined
 from infra.postgres.copy_out import Lines, copy_lines
-from infra.postgres.key_order import ascending, compared, key_order
-from infra.postgres.moments import current_moment
+from infra.postgres.key_order import ascending, ask_key_orders, compared
+from infra.postgres.moments import ask_moment
 from producers.snapshot.resnapshot_rules import Texts
 from producers.snapshot.table_snapshot import Bounds
 from producers.source import partitions
 from producers.source.schema_changes import TableStopped
 from producers.source.server_text import DOUBTFUL, doubtful
-from producers.source.tables import CapturedTable, relation_of
+from producers.source.tables import CapturedTable, ask_relation
 from schemas.codec.copy_text import unescape
 from schemas.errors import HeadraceError
 from schemas.events import Relation
 from schemas.xid_snapshot import Moment
 
-_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '100ms'"
+_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_PATIENCE: Final = "SET LOCAL lock_timeout = '100ms'"
 """The table's lock is requested with NOWAIT; the timeout is for other locks of a query, such as on an index."""
 
 _TYPE_NAMES: Final = """
@@ -39,9 +41,13 @@ _ALL_CHUNKS_BYTES: Final = 64 << 20
 """The most that COPY sends for all chunks that are read at the same time."""
 
 
+CHUNKS_EACH: Final = 2
+"""The chunks of a worker in progress: one that is read, and one that is encoded and committed meanwhile."""
+
+
 def chunk_bytes(workers: int) -> int:
     """Return the most bytes that COPY may send for a chunk while so many workers read."""
-    return min(CHUNK_BYTES, _ALL_CHUNKS_BYTES // workers)
+    return min(CHUNK_BYTES, _ALL_CHUNKS_BYTES // workers) // CHUNKS_EACH
 
 
 class TableGone(HeadraceError):
@@ -107,13 +113,9 @@ def read_chunk(
     lock. Raises TableGone if the table was dropped, TableStopped if the sort order of its key changed, LineTooLong for
     a row, and psycopg's errors.
     """
-    connection.execute(_BEGIN)
     try:
         with _present(table):
-            # Before the snapshot: a rewritten table is empty in every snapshot taken before the rewrite's end.
-            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
-            moment = current_moment(connection)
-            relation = _relation(connection, table)
+            moment, relation = _begun(connection, table)
             upto = None if bounds.keys else plan_chunk(connection, table, bounds, rows)
             planned(upto)
             if upto is not None:
@@ -129,17 +131,26 @@ def read_chunk(
     return ChunkRows(lines.data, lines.rows, relation, moment, upto)
 
 
-def _relation(connection: psycopg.Connection[Any], table: CapturedTable) -> Relation:
-    """Return the table's columns as this transaction sees them."""
-    relation = relation_of(connection, table.relation.oid, table.relation)
+def _begun(connection: psycopg.Connection[Any], table: CapturedTable) -> tuple[Moment, Relation]:
+    """Begin the chunk's transaction; return the moment that it shows, and the table's columns as it sees them."""
+    oid = table.relation.oid
+    with pipelined(connection):  # one round trip to the server
+        connection.execute(_BEGIN)
+        connection.execute(_PATIENCE)
+        # Before the snapshot: a rewritten table is empty in every snapshot taken before the rewrite's end.
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
+        moment = ask_moment(connection)
+        described = ask_relation(connection, oid, table.relation)
+        orders = ask_key_orders(connection, {oid: table.key}) if table.order else None
+    relation = described()
     if relation is None:
         raise TableGone(f"table {table.name} no longer exists")
     if gone := set(table.key) - {column.name for column in relation.columns}:
         raise TableGone(f"table {table.name} no longer has key column {min(gone)}")
-    if table.order and key_order(connection, table.relation.oid, table.key) not in (table.order, None):
+    if orders is not None and orders()[oid] not in (table.order, None):
         # If that index is gone, catalog_watch stops the table with its own reason.
         raise TableStopped(sorts_otherwise(table))
-    return relation
+    return moment(), relation
 
 
 def sorts_otherwise(table: CapturedTable) -> str:

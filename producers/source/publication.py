@@ -8,7 +8,7 @@ catalog rows, so the oid and xmin of these rows are recorded and compared.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -98,16 +98,28 @@ def read_publication(
     connection: psycopg.Connection[Any], name: str, oids: Collection[int] | None = None
 ) -> Publication | None:
     """Return the publication of that name, None if it does not exist; with `oids`, only these tables."""
+    return ask_publication(connection, name, oids)()
+
+
+def ask_publication(
+    connection: psycopg.Connection[Any], name: str, oids: Collection[int] | None = None
+) -> Callable[[], Publication | None]:
+    """Ask what `read_publication` returns; call the result once the connection's pipeline has ended."""
     schema, ownership = OWNERSHIP
     asked = {"name": name, "oids": list(oids or ()), "schema": schema, "ownership": ownership}
-    with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(_ALL if oids is None else _SOME, asked).fetchone()
-    if row is None:
-        return None
-    # If kinds of changes are omitted, no table is published completely.
-    found = (row.pop("tables") or {}) if row["whole"] else {}
-    tables = {table: f"{row['version']}/{version}" for table, version in found.items()}
-    return Publication(**{**row, "tables": tables})
+    cursor = connection.cursor(row_factory=dict_row)
+    cursor.execute(_ALL if oids is None else _SOME, asked)
+
+    def answer() -> Publication | None:
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        # If kinds of changes are omitted, no table is published completely.
+        found = (row.pop("tables") or {}) if row["whole"] else {}
+        tables = {table: f"{row['version']}/{version}" for table, version in found.items()}
+        return Publication(**{**row, "tables": tables})
+
+    return answer
 
 
 def published_tables(connection: psycopg.Connection[Any], name: str) -> frozenset[str] | None:

@@ -6,7 +6,7 @@ A start needs them of every captured table: one query after the other for each o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,16 +75,28 @@ def read_columns(
     connection: psycopg.Connection[Any], oids: Collection[int]
 ) -> dict[int, tuple[tuple[Column, ...], frozenset[str]]]:
     """Return oid → published columns and names of generated ones; a table without a column is left out."""
-    columns: defaultdict[int, list[Column]] = defaultdict(list)
-    generated: defaultdict[int, set[str]] = defaultdict(set)
-    with connection.cursor(row_factory=dict_row) as cursor:
-        for each in cursor.execute(_COLUMNS, (list(oids),)).fetchall():
+    return ask_columns(connection, oids)()
+
+
+def ask_columns(
+    connection: psycopg.Connection[Any], oids: Collection[int]
+) -> Callable[[], dict[int, tuple[tuple[Column, ...], frozenset[str]]]]:
+    """Ask what `read_columns` returns; call the result once the connection's pipeline has ended."""
+    cursor = connection.cursor(row_factory=dict_row)
+    cursor.execute(_COLUMNS, (list(oids),))
+
+    def answer() -> dict[int, tuple[tuple[Column, ...], frozenset[str]]]:
+        columns: defaultdict[int, list[Column]] = defaultdict(list)
+        generated: defaultdict[int, set[str]] = defaultdict(set)
+        for each in cursor.fetchall():
             oid, is_generated = each.pop("oid"), each.pop("generated")
             if is_generated:
                 generated[oid].add(each["name"])
             else:
                 columns[oid].append(Column(**each))
-    return {oid: (tuple(columns[oid]), frozenset(generated[oid])) for oid in {*columns, *generated}}
+        return {oid: (tuple(columns[oid]), frozenset(generated[oid])) for oid in {*columns, *generated}}
+
+    return answer
 
 
 def read_keys(connection: psycopg.Connection[Any], keys: Mapping[int, Sequence[str]]) -> dict[int, TableKey]:

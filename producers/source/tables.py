@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -18,7 +18,7 @@ from infra.settings.table_labels import TableLabels
 from infra.settings.table_patterns import divided, matches
 from producers.source import partitions
 from producers.source.partitions import Partitions
-from producers.source.table_keys import TableKey, order_of, read_columns, read_keys
+from producers.source.table_keys import TableKey, ask_columns, order_of, read_keys
 from schemas.errors import PreflightFailed
 from schemas.events import Column, Relation
 from schemas.topics import table_topic
@@ -193,14 +193,21 @@ def _described(
     }
 
 
-def relation_of(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Relation | None:
-    """Return the table's columns as this transaction sees them, None if it was dropped or renamed."""
-    if connection.execute(_IS_CALLED, (oid, like.schema, like.table)).fetchone() is None:
-        return None
-    columns, _ = read_columns(connection, [oid]).get(oid, ((), frozenset()))
-    if not columns:
-        return None
-    return Relation(oid, like.schema, like.table, like.replica_identity, columns, like.identity_columns)
+def ask_relation(connection: psycopg.Connection[Any], oid: int, like: Relation) -> Callable[[], Relation | None]:
+    """Ask for the table's columns as this transaction sees them; None if it was dropped or renamed.
+
+    Call the result once the connection's pipeline has ended.
+    """
+    called = connection.execute(_IS_CALLED, (oid, like.schema, like.table))
+    described = ask_columns(connection, [oid])
+
+    def answer() -> Relation | None:
+        columns, _ = described().get(oid, ((), frozenset()))
+        if called.fetchone() is None or not columns:
+            return None
+        return Relation(oid, like.schema, like.table, like.replica_identity, columns, like.identity_columns)
+
+    return answer
 
 
 def _chosen(patterns: tuple[str, ...], by_name: Mapping[str, dict[str, Any]], database: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from infra.postgres.connect import one_snapshot
+from infra.postgres.connect import asked_in_one_snapshot, one_snapshot
 from infra.service import log
 from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed
@@ -16,6 +16,7 @@ from producers.source import gaps
 from producers.source.publication import (
     Publication,
     PublicationOfAnotherRole,
+    ask_publication,
     edited,
     lacking_own,
     put_back,
@@ -66,9 +67,12 @@ def tables_now(
     connection: psycopg.Connection[Any], publication: Publication | None, oids: Collection[int]
 ) -> dict[int, TableNow]:
     """Return oid → table for those that exist."""
-    published = publication.tables if publication is not None else {}
     with connection.cursor(row_factory=dict_row) as cursor:
-        found = cursor.execute(_NOW, (list(oids),)).fetchall()
+        return _tables(cursor.execute(_NOW, (list(oids),)).fetchall(), publication)
+
+
+def _tables(found: Iterable[dict[str, Any]], publication: Publication | None) -> dict[int, TableNow]:
+    published = publication.tables if publication is not None else {}
     return {
         row["oid"]: TableNow(
             row["name"],
@@ -109,9 +113,11 @@ class TableWatch:
     def now(self, oid: int, connection: psycopg.Connection[Any] | None = None) -> TableNow | None:
         """Return one table; None if it was dropped. `connection` is another one than the watch's own."""
         connection = connection or self._connection
-        with one_snapshot(connection):
-            publication = read_publication(connection, self._publication, [oid])
-            return tables_now(connection, publication, [oid]).get(oid)
+        cursor = connection.cursor(row_factory=dict_row)
+        with asked_in_one_snapshot(connection):
+            publication = ask_publication(connection, self._publication, [oid])
+            cursor.execute(_NOW, ([oid],))
+        return _tables(cursor.fetchall(), publication()).get(oid)
 
     def all_now(self, oids: Collection[int]) -> dict[int, TableNow]:
         """Return oid → table for those that exist."""

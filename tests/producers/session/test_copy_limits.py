@@ -96,7 +96,7 @@ def test_bytes_of_chunks_are_limited_and_chunks_are_planned_for_a_second() -> No
     clock = Clock()
     asked: Any = None
     limits = limited(clock, max_mb_per_second=0.5)
-    assert limits.chunk_bytes == 500_000
+    assert limits.chunk_bytes == 250_000
     limits.took(2_000_000)
     assert limits.wait(asked) == pytest.approx(4)
     assert limits.throttled_by is None
@@ -122,7 +122,7 @@ def test_stream_continues_while_an_indicator_throttles_the_copy(new_source: NewS
         "public.u",
         "public.t",
         snapshot={
-            "chunk_rows": 7,
+            "chunk_rows": 14,
             "health_seconds": 0.05,
             "health": {"sql": "SELECT 'a report is being made' FROM public.busy"},
         },
@@ -162,7 +162,7 @@ def test_stream_continues_while_an_indicator_throttles_the_copy(new_source: NewS
 
 @pytest.mark.stack
 def test_bytes_are_limited_on_a_real_server(new_source: NewSource) -> None:
-    """The chunks after the first are planned for a second's bytes: of 223 rows, where 400 are allowed."""
+    """The chunks after the first one or two are planned for a second's bytes: of 111 rows each, where 200 are allowed."""
     source = new_source(
         "CREATE TABLE t (id bigint PRIMARY KEY, v text);"
         " INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 700) i",
@@ -172,4 +172,4 @@ def test_bytes_are_limited_on_a_real_server(new_source: NewSource) -> None:
     with running(source) as producer:
         producer.caught_up()
     source.require_equal("public.t")
-    assert source.recorded().snapshots["public.t"].chunks_done == 3
+    assert source.recorded().snapshots["public.t"].chunks_done in {5, 6}

@@ -23,7 +23,7 @@ def test_table_is_snapshotted_and_followed(new_source: NewSource) -> None:
     source = new_source(
         "CREATE TABLE t (id bigint PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 50) i",
         "public.t",
-        snapshot={"chunk_rows": 7},
+        snapshot={"chunk_rows": 14},  # two chunks
     )
     connection = source.connection
     with running(source) as producer:
@@ -58,7 +58,7 @@ def test_tables_with_every_kind_of_key_are_captured(new_source: NewSource, kind:
     source = new_source(
         f"CREATE TABLE t ({columns}, v text NOT NULL); INSERT INTO t SELECT {values} FROM generate_series(1, 50) i",
         "public.t",
-        snapshot={"chunk_rows": 7},
+        snapshot={"chunk_rows": 14},  # two chunks
     )
     with running(source) as producer:
         producer.caught_up()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,8 @@ from schemas.xid_snapshot import Moment, Snapshot
 from tests.producers.captures import RELATION
 
 CHUNK = ChunkRows(b"1\n", 1, RELATION, Moment(Snapshot(5, 5), Lsn(100)))
+MOST = 10
+LARGE = replace(CHUNK, data=b"x" * 4 * MOST)
 
 
 class Wire:
@@ -65,7 +68,7 @@ def stop() -> threading.Event:
 
 @pytest.fixture
 def readers(opened: Opened, stop: threading.Event) -> Iterator[ChunkReaders[str]]:
-    made: ChunkReaders[str] = ChunkReaders(2, opened, stop)
+    made: ChunkReaders[str] = ChunkReaders(2, opened, stop, MOST)
     yield made
     made.close()
 
@@ -96,10 +99,26 @@ def test_two_chunks_are_read_at_the_same_time(readers: ChunkReaders[str], opened
     readers.begin("a", read)
     assert readers.idle
     readers.begin("b", read)
-    assert not readers.idle
     assert {task: what.result() for task, what in ended(readers, 2).items()} == {"a": CHUNK, "b": CHUNK}
     assert readers.idle
     assert not readers.busy
+    assert len(opened.wires) == 2
+
+
+def test_each_thread_has_a_read_in_progress_and_a_next_one(readers: ChunkReaders[str], opened: Opened) -> None:
+    proceed = threading.Event()
+
+    def read(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+        proceed.wait(PATIENCE)
+        return CHUNK
+
+    for name in "abcd":
+        assert readers.idle
+        readers.begin(name, read)
+    assert not readers.idle
+    proceed.set()
+    assert ended(readers, 4).keys() == set("abcd")
+    assert readers.idle
     assert len(opened.wires) == 2
 
 
@@ -125,82 +144,93 @@ def test_end_of_a_chunk_is_known_while_it_is_read(readers: ChunkReaders[str]) ->
     assert ended(readers)["a"].chunk is CHUNK
 
 
-def test_no_more_chunks_are_read_than_there_are_threads_until_some_are_settled(readers: ChunkReaders[str]) -> None:
-    rows_of: list[str] = []
+class Reads:
+    """Reads that note in `rows` that they have come to their rows."""
 
-    def reads(name: str) -> Callable[[Any, Callable[[Any], object]], ChunkRows]:
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+
+    def of(self, name: str, chunk: ChunkRows = CHUNK) -> Callable[[Any, Callable[[Any], object]], ChunkRows]:
         def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
             planned((name,))
-            rows_of.append(name)
-            return CHUNK
+            self.rows.append(name)
+            return chunk
 
         return read
 
-    readers.begin("a", reads("a"))
-    readers.begin("b", reads("b"))
-    ended(readers, 2)
-    readers.begin("c", reads("c"))
-    readers.begin("d", reads("d"))
-    planned: list[str] = []
 
-    def known() -> bool:
-        planned.extend(task for task, _ in readers.news(0.05))
-        return len(planned) == 2
+def planned_next(readers: ChunkReaders[str], names: str) -> None:
+    """Wait until the ends of these reads are known, and of no other read anything."""
+    known: set[str] = set()
 
-    until(known, "both ends")
-    assert sorted(rows_of) == ["a", "b"], "rows were read that a kill would have read again"
+    def come() -> bool:
+        for task, what in readers.news(0.05):
+            assert isinstance(what, Planned)
+            known.add(task)
+        return known == set(names)
+
+    until(come, "the ends of the chunks")
+
+
+def test_each_thread_has_two_chunks_that_are_not_settled_and_no_more(readers: ChunkReaders[str]) -> None:
+    reads = Reads()
+    for name in "abcd":
+        readers.begin(name, reads.of(name))
+    ended(readers, 4)
+    for name in "ef":
+        readers.begin(name, reads.of(name))
+    planned_next(readers, "ef")
+    assert sorted(reads.rows) == list("abcd"), "rows were read that a kill would have read again"
     readers.settled()
-    assert ended(readers, 2).keys() == {"c", "d"}
+    assert ended(readers, 2).keys() == {"e", "f"}
     readers.settled()
     readers.settled()
-    readers.begin("e", reads("e"))
-    assert ended(readers).keys() == {"e"}
+    readers.begin("g", reads.of("g"))
+    assert ended(readers).keys() == {"g"}
+
+
+def test_no_other_chunk_is_in_memory_beside_a_large_row(opened: Opened, stop: threading.Event) -> None:
+    readers: ChunkReaders[str] = ChunkReaders(1, opened, stop, MOST)
+    reads = Reads()
+    readers.begin("a", reads.of("a", LARGE))
+    ended(readers)
+    readers.begin("b", reads.of("b"))
+    planned_next(readers, "b")
+    assert reads.rows == ["a"]
+    readers.settled()
+    assert ended(readers).keys() == {"b"}
+    readers.close()
 
 
 def test_read_that_failed_before_its_rows_leaves_the_turn_to_others(readers: ChunkReaders[str]) -> None:
     def fails(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
         raise RuntimeError("no")
 
-    def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
-        planned(None)
-        return CHUNK
-
-    for _ in range(3):
+    reads = Reads()
+    for _ in range(5):
         readers.begin("a", fails)
         ended(readers)
         readers.settled()
-    for _ in range(2):
-        readers.begin("b", read)
+    for name in "bcde":
+        readers.begin(name, reads.of(name))
         ended(readers)
-    waits = threading.Event()
-
-    def third(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
-        waits.set()
-        planned(None)
-        return CHUNK
-
-    readers.begin("c", third)
-    assert waits.wait(PATIENCE)
-    assert readers.news(0.2) == [], "three chunks are not settled"
+    readers.begin("f", reads.of("f"))
+    planned_next(readers, "f")
+    assert "f" not in reads.rows, "five chunks are not settled"
     readers.settled()
-    assert ended(readers).keys() == {"c"}
+    assert ended(readers).keys() == {"f"}
 
 
 def test_close_ends_a_read_that_waits_for_its_turn(opened: Opened, stop: threading.Event) -> None:
-    readers: ChunkReaders[str] = ChunkReaders(1, opened, stop)
-    rows: list[str] = []
-
-    def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
-        planned(("7",))
-        rows.append("read")
-        return CHUNK
-
-    readers.begin("a", read)
-    ended(readers)
-    readers.begin("b", read)
-    assert readers.news(PATIENCE) == [("b", Planned(("7",)))]
+    readers: ChunkReaders[str] = ChunkReaders(1, opened, stop, MOST)
+    reads = Reads()
+    for name in "ab":
+        readers.begin(name, reads.of(name))
+    ended(readers, 2)
+    readers.begin("c", reads.of("c"))
+    planned_next(readers, "c")
     readers.close()
-    assert rows == ["read"]
+    assert reads.rows == ["a", "b"]
     assert [wire.closed for wire in opened.wires] == [True]
 
 
@@ -224,7 +254,7 @@ def test_error_is_raised_where_the_result_is_taken(
 
 
 def test_close_ends_a_read_that_waits_for_the_server(opened: Opened, stop: threading.Event) -> None:
-    readers: ChunkReaders[str] = ChunkReaders(2, opened, stop)
+    readers: ChunkReaders[str] = ChunkReaders(2, opened, stop, MOST)
     waits, left = threading.Event(), threading.Event()
 
     def read(connection: Any, _planned: Callable[[Any], object]) -> None:

@@ -15,6 +15,7 @@ from consumers.testing.waiting import until
 from infra.postgres.connect import connect
 from infra.state.positions import SnapshotState
 from producers.publish.table_publisher import TableFeed
+from producers.session.copy_phase import Copied
 from producers.session.loop import Session
 from producers.snapshot.chunk_rules import Unseen
 from producers.snapshot.reader import TableGone, plan_chunk, read_chunk
@@ -22,6 +23,7 @@ from producers.snapshot.table_snapshot import Bounds
 from producers.source.tables import captured_tables
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Snapshot
+from tests.producers.between_chunks import ChunkByChunk
 from tests.producers.folding import ops, states
 from tests.producers.processes import SCHEMA, Workload
 from tests.producers.sources import Source, capturing, copy_all, running
@@ -51,13 +53,13 @@ def test_topic_equals_table_after_random_work_during_snapshot(new_source: NewSou
     assert {"r", "c", "u", "d", "tombstone"} <= set(states(records))
 
 
-class TruncatesAfterTheLastChunk(Session):
+class TruncatesAfterTheLastChunk(ChunkByChunk):
     """The application truncates the table between its last chunk and the stream's next read."""
 
     done = False
 
-    def _copy_chunk(self, feed: TableFeed) -> Lsn | None:
-        lsn = super()._copy_chunk(feed)
+    def _add(self, feed: TableFeed, began: float, copy: Callable[[], Copied | None]) -> Lsn | None:
+        lsn = super()._add(feed, began, copy)
         if not feed.copy.unread and not self.done:
             self.done = True
             with connected(self._parts.address.dsn) as connection:

@@ -16,6 +16,7 @@ from infra.kafka.topics import delete_topics
 from producers.session.loop import Session
 from schemas.events import UNCHANGED
 from schemas.positions import Lsn
+from tests.producers.between_chunks import ChunkByChunk
 from tests.producers.folding import fold, text
 from tests.producers.sources import Running, Source, running, topic_of
 
@@ -178,14 +179,14 @@ def test_a_change_that_is_followed_while_streaming(source: Source, name: str) ->
     assert source.recorded().snapshots["public.t"].stopped is None
 
 
-class ChangesBetweenChunks(Session):
+class ChangesBetweenChunks(ChunkByChunk):
     """Runs `between` once, after the first chunk of t."""
 
     between: Callable[[], None]
     changed: threading.Event
 
-    def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
-        lsn = super()._copy_chunk(feed)
+    def _add(self, feed, began, copy):  # type: ignore[no-untyped-def]
+        lsn = super()._add(feed, began, copy)
         if feed.table.name == "public.t" and not self.changed.is_set():
             self.between()
             self.changed.set()

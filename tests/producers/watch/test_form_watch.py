@@ -14,7 +14,7 @@ from consumers.testing.waiting import until
 from producers.publish.table_publisher import TableFeed
 from producers.session import opening
 from producers.session.commits import FROM_SCRATCH, Restart
-from producers.session.loop import Session
+from tests.producers.between_chunks import ChunkByChunk
 from tests.producers.folding import ops
 from tests.producers.sources import Running, Source, running
 from tests.producers.watch.silent_change_cases import (
@@ -93,7 +93,7 @@ def test_detected_change_survives_its_producer(new_source: NewSource, dies: str)
         TYPES + "CREATE TABLE t (id int PRIMARY KEY, v mood);"
         "INSERT INTO t SELECT i, 'sad' FROM generate_series(1, 30) i",
         "public.t",
-        snapshot={"chunk_rows": 10},
+        snapshot={"chunk_rows": 20},
     )
     with running(source) as producer:
         producer.caught_up()
@@ -121,17 +121,17 @@ def die(_start: object, _commits: object, feeds: Sequence[TableFeed], *_: object
     raise Died
 
 
-class Dies(Session):
+class Dies(ChunkByChunk):
     """Ends once a re-snapshot is recorded, after this many chunks of it."""
 
     after: int
     _chunks = 0
 
-    def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
+    def _add(self, feed, began, copy):  # type: ignore[no-untyped-def]
         if self._chunks == self.after:
             raise Died
         self._chunks += 1
-        return super()._copy_chunk(feed)
+        return super()._add(feed, began, copy)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -198,12 +198,12 @@ def test_key_type_change_between_chunks_stops_no_table(new_source: NewSource) ->
     source = new_source(made + rows, "public.t", snapshot={"chunk_rows": 3})
     tried: list[str] = []
 
-    class Changes(Session):
-        def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
+    class Changes(ChunkByChunk):
+        def _add(self, feed, began, copy):  # type: ignore[no-untyped-def]
             if len(tried) == 1:
                 source.connection.execute("ALTER TYPE pair ADD ATTRIBUTE c int")
             tried.append(feed.table.name)
-            return super()._copy_chunk(feed)
+            return super()._add(feed, began, copy)
 
     # It ends because the table is to be re-snapshotted, for which produce would restart it.
     assert Running(source, Changes).restarts() == Restart(FROM_SCRATCH, "public.t")

@@ -13,12 +13,12 @@ from infra.postgres.connect import connect
 from infra.state.positions import Positions
 from infra.state.snapshot_requests import SnapshotRequest
 from producers.session.check import hindrances
-from producers.session.loop import Session
 from producers.session.resnapshot_request import ask
 from producers.source.tables import UnreadableTable
 from schemas.errors import PreflightFailed
 from tests.administering import whole_script
 from tests.conftest import Database
+from tests.producers.between_chunks import ChunkByChunk
 from tests.producers.sources import Running, Source, copy_all, database_section, running
 
 pytestmark = pytest.mark.stack
@@ -93,14 +93,14 @@ def test_temporarily_unreadable_rows_stop_no_table(source: Source) -> None:
     source.require_equal("public.t")
 
 
-class RevokedBehindTheFirstChunk(Session):
+class RevokedBehindTheFirstChunk(ChunkByChunk):
     """Hides the rows of t once a chunk of them is copied."""
 
     hide: Callable[[], None]
     hidden: threading.Event
 
-    def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
-        lsn = super()._copy_chunk(feed)
+    def _add(self, feed, began, copy):  # type: ignore[no-untyped-def]
+        lsn = super()._add(feed, began, copy)
         if feed.table.name == "public.t" and not self.hidden.is_set():
             self.hide()
             self.hidden.set()

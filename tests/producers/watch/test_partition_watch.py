@@ -12,9 +12,9 @@ from functools import partial
 import pytest
 
 from consumers.testing.waiting import until
-from producers.session.loop import Session
 from producers.source.partitions import read_partitions
 from schemas.events import UNCHANGED, Op
+from tests.producers.between_chunks import ChunkByChunk
 from tests.producers.folding import folded_rows, states, table_rows
 from tests.producers.sources import OFTEN, Running, Source, running
 
@@ -185,9 +185,9 @@ def test_partitions_change_between_two_chunks(new_source: NewSource, key: str) -
     source = new_source(made, *tables, snapshot={"chunk_rows": 3})
     changed: set[str] = set()
 
-    class Changes(Session):
-        def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
-            lsn = super()._copy_chunk(feed)
+    class Changes(ChunkByChunk):
+        def _add(self, feed, began, copy):  # type: ignore[no-untyped-def]
+            lsn = super()._add(feed, began, copy)
             for case, name in names.items():
                 if feed.table.name == f"public.{name}" and case not in changed:
                     run(source, BETWEEN[case].replace("id int", f"id {key}"), name)
@@ -205,19 +205,19 @@ def test_partitions_change_between_two_chunks(new_source: NewSource, key: str) -
 
 
 def test_producer_killed_while_reading_new_partition_completes_it(new_source: NewSource) -> None:
-    source = new_source(MADE.format(t="t"), "public.t", snapshot={"chunk_rows": 2})
+    source = new_source(MADE.format(t="t"), "public.t", snapshot={"chunk_rows": 4})
     with running(source) as it:
         it.caught_up()
     run(source, ATTACH_3, "t")
 
-    class Dies(Session):
+    class Dies(ChunkByChunk):
         read = 0
 
-        def _copy_chunk(self, feed):  # type: ignore[no-untyped-def]
+        def _add(self, feed, began, copy):  # type: ignore[no-untyped-def]
             self.read += 1
             if self.read == 2:
                 raise RuntimeError("killed")
-            return super()._copy_chunk(feed)
+            return super()._add(feed, began, copy)
 
     assert str(Running(source, Dies).ended()) == "killed"
     state = source.recorded().snapshots["public.t"]
