@@ -16,7 +16,6 @@ from infra.postgres.connect import pinned
 from producers.source import slots
 from producers.stream import messages as m
 from producers.stream.connection import ReplicationStream, _connect
-from producers.stream.frames import XLogData
 from producers.stream.start_command import Streaming, for_replication
 from schemas.errors import DatabaseUnavailable
 from schemas.events import UNCHANGED
@@ -279,7 +278,7 @@ def test_hostile_publication_names_are_quoted(
     with ReplicationStream(dsn, slot, name, start) as stream:
         seen: list[bytes] = []
         while b"I" not in seen:
-            seen.extend(each.data[:1] for each in stream.read(100, 60) if isinstance(each, XLogData))
+            seen.extend(each[:1] for each in stream.read(100, 60) if isinstance(each, bytes))
 
 
 def test_connection_ignores_settings_of_role_database_and_dsn(dsn: str, connection: psycopg.Connection[Any]) -> None:
