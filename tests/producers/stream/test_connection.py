@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from infra.postgres import libpq
 from infra.postgres.connect import pinned
 from producers.source import slots
 from producers.stream import messages as m
@@ -250,7 +251,12 @@ def test_answers_keep_stream_alive_with_short_wal_sender_timeout(
             return
 
 
-def test_read_respects_limit_and_timeout(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+@pytest.mark.parametrize("found", [True, False])
+def test_read_respects_limit_and_timeout(
+    dsn: str, slot: str, connection: psycopg.Connection[Any], found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not found:
+        monkeypatch.setattr(libpq, "loaded", lambda _: None)
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t SELECT generate_series(1, 100)")
     with ReplicationStream(dsn, slot, PUBLICATION, start) as stream:
