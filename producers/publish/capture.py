@@ -219,9 +219,11 @@ class Capture:
         route = self._routes.get(changes.relation.oid)
         if begin is None or self._skipping or route is None or route.relation is not changes.relation:
             return 0
+        if not self._prefixes:
+            return 0  # the transaction's first change, and often its last
         if begin.final_lsn == recorded.commit_lsn and self._ordinal < recorded.ordinal:
             return 0
-        added = add_records(changes, start, route, self._prefix, self._ordinal + 1, self._now_ms)
+        added = add_records(changes, start, route, self._prefixes, self._ordinal + 1, self._now_ms)
         if added:
             self._ordinal += added
             self.position = Position(begin.final_lsn, self._ordinal)

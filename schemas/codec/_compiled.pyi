@@ -157,7 +157,7 @@ class Plan:
         start: int,
         marker: int,
         identity: bytes,
-        prefixes: tuple[bytes, bytes, bytes | None, bytes],
+        prefixes: tuple[bytes | None, bytes | None, bytes | None, bytes | None],
         ordinal: int,
         ts_ms: int,
         whole: bool,
@@ -169,8 +169,8 @@ class Plan:
 
         The changes are pgoutput's messages for one relation: its oid ends at byte `marker`, and the bytes of `identity`
         say of each column whether it is in the replica identity. `prefixes` are those of an insert, of updates without
-        and with a whole old row (None: such an update is left over), and of a delete, after whose record comes its
-        tombstone. The changes' ordinals are consecutive.
+        and with a whole old row, and of a delete, after whose record comes its tombstone; None: such a change is left
+        over. The changes' ordinals are consecutive.
 
         Left over is what C does not handle, an update of the key, a record of more than `largest` bytes and, with
         `whole`, an update that omits a value.
