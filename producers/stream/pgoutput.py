@@ -120,14 +120,15 @@ class Decoder:
     def read(self, payloads: list[bytes], start: int) -> tuple[Message, int]:
         """Return the message in the payload at `start`, and the index of the first payload after it.
 
-        Consecutive changes of one relation are one message, `Changes`, whose payloads are decoded later. Raises
-        Malformed as `decode` does.
+        Two or more consecutive changes of one relation are one message, `Changes`, whose payloads are decoded later.
+        Raises Malformed as `decode` does.
         """
         data = payloads[start]
         place = self._place
         if data[:1] in CHANGES and (known := self._known.get(int.from_bytes(data[place : place + 4]))) is not None:
             end = end_of_run(payloads, start, place)
-            return Changes(known.relation, payloads[start:end], place, known), end
+            if end > start + 1:
+                return Changes(known.relation, payloads[start:end], place, known), end
         return self.decode(data), start + 1
 
     def read_all(self, payloads: list[bytes]) -> list[Message]:
