@@ -1,4 +1,4 @@
-"""Finds functions of the libpq that psycopg has loaded, for the compiled reader of COPY.
+"""Finds functions of the libpq that psycopg has loaded, for the compiled readers of COPY and of the stream.
 
 psycopg's wheels bring a libpq of their own, under a name of their own. A process may have loaded another one as well,
 which must not touch psycopg's connections: the functions are looked up in what psycopg's extension is linked with.
@@ -16,7 +16,7 @@ from psycopg import pq
 
 
 class Libpq(NamedTuple):
-    """What `libpq_lines` of schemas/codec/_compiled.pyi takes first: addresses of functions, and of a connection."""
+    """Addresses of functions and of a connection, as `libpq_lines` and `libpq_messages` of _compiled.pyi take them."""
 
     functions: tuple[int, ...]
     connection: int

@@ -14,7 +14,8 @@ from infra.schema_registry.topic_registry import IncompatibleSchema
 from infra.service import log
 from infra.state.positions import HandoverState
 from infra.state.snapshot_requests import RequestRow
-from producers.publish.own_tables import owner_in, request_row
+from producers.publish.change_records import RecordTooLarge, add_records
+from producers.publish.own_tables import handed_over, is_table, owner_in, request_row
 from producers.publish.partition_routes import Route, key_of, route_of
 from producers.publish.stray_writes import Strays
 from producers.publish.table_publisher import TableFeed
@@ -27,15 +28,6 @@ from schemas.errors import Malformed
 from schemas.events import UNCHANGED, Op, Relation
 from schemas.gitlab_schemas import PER_DATABASE
 from schemas.positions import Lsn, Position
-
-
-class _RecordTooLarge(Exception):
-    """A change whose record exceeds its topic's limit."""
-
-    def __init__(self, route: Route, size: int) -> None:
-        super().__init__(size)
-        self.route = route
-        self.size = size
 
 
 class Capture:
@@ -106,6 +98,8 @@ class Capture:
     def handle(self, message: pg.Message) -> None:
         """Process one message; they come in stream order, each transaction complete."""
         match message:
+            case pg.Changes():
+                self._changes(message)
             case pg.Insert() | pg.Update() | pg.Delete():
                 self._change(message)
             case pg.Begin():
@@ -210,6 +204,33 @@ class Capture:
         self._routes = {oid: route for oid, route in self._routes.items() if route.feed is not feed}
         self.moved = True
 
+    def _changes(self, changes: pg.Changes) -> None:
+        """Process consecutive changes: one at a time those that take a decision, the others together."""
+        index = 0
+        while index < len(changes.payloads):
+            added = self._together(changes, index)
+            if added == 0:
+                self._change(changes.change(index))
+            index += added or 1
+
+    def _together(self, changes: pg.Changes, start: int) -> int:
+        """Add the records of changes from `start` on, up to one that takes a decision; return their number."""
+        begin, recorded = self._begin, self._recorded
+        route = self._routes.get(changes.relation.oid)
+        if begin is None or self._skipping or route is None or route.relation is not changes.relation:
+            return 0
+        if not self._prefixes:
+            return 0  # the transaction's first change, and often its last
+        if begin.final_lsn == recorded.commit_lsn and self._ordinal < recorded.ordinal:
+            return 0
+        added = add_records(changes, start, route, self._prefixes, self._ordinal + 1, self._now_ms)
+        if added:
+            self._ordinal += added
+            self.position = Position(begin.final_lsn, self._ordinal)
+            self.moved = True
+            self.published += added
+        return added
+
     def _change(self, message: pg.Insert | pg.Update | pg.Delete) -> None:
         try:
             match message:
@@ -219,7 +240,7 @@ class Capture:
                     self._update(message)
                 case pg.Delete():
                     self._delete(message)
-        except _RecordTooLarge as error:
+        except RecordTooLarge as error:
             feed = error.route.feed
             row = message.before if isinstance(message, pg.Delete) else message.after
             columns = zip(message.relation.columns, row, strict=True)
@@ -252,14 +273,14 @@ class Capture:
     def _insert(self, message: pg.Insert) -> None:
         if (route := self._next(message.relation, Op.CREATE)) is not None:
             self._write(Op.CREATE, route, message.after if route.row is None else route.row(message.after))
-        elif _is(message.relation, OWNERSHIP):
+        elif is_table(message.relation, OWNERSHIP):
             self._follow_owner(message.relation, message.after)
-        elif _is(message.relation, REQUESTS) and not self._skipping:
+        elif is_table(message.relation, REQUESTS) and not self._skipping:
             self._open_requests.append(request_row(message.relation, self._request(message)))
 
     def _update(self, message: pg.Update) -> None:
         if (route := self._next(message.relation, Op.UPDATE, removes=message.before is not None)) is None:
-            if _is(message.relation, OWNERSHIP):
+            if is_table(message.relation, OWNERSHIP):
                 self._follow_owner(message.relation, message.after)
             return
         after = message.after if route.row is None else route.row(message.after)
@@ -273,10 +294,8 @@ class Capture:
                 if self._write(Op.CREATE, route, after):
                     self._require_whole(route, after)
                 return
-        # With another replica identity than full, the old row is not known, or only some of its columns.
-        upserted = route.feed.table.upserts and message.relation.replica_identity != "f"
-        if before is None or upserted:
-            added = self._write(Op.READ if upserted else Op.UPDATE, route, after)
+        if before is None or route.upserts:
+            added = self._write(Op.READ if route.upserts else Op.UPDATE, route, after)
         elif added := self._publishes(route, after):
             prefix = self._prefix(Op.UPDATE, route)
             self._add(route, *route.encoder.update(prefix, self._ordinal, self._now_ms, before, after))
@@ -358,21 +377,7 @@ class Capture:
             feed.away = not feed.away
             if feed.away:
                 self.strays.watch(feed.table, begin.commit_ms)
-        source = changed[0].source
-        self.handovers[gitlab_schema] = (
-            HandoverState(
-                source=source,
-                gitlab_schema=gitlab_schema,
-                owner=owner.name,
-                epoch=owner.epoch,
-                commit_lsn=begin.final_lsn,
-                ordinal=self._ordinal,
-                confirmed_lsn=Lsn(begin.final_lsn + 1),
-                snapshots=tuple(feed.state for feed in changed),
-            )
-            if changed[0].away
-            else None
-        )
+        self.handovers[gitlab_schema] = handed_over(changed, owner, self.position) if changed[0].away else None
         self._publish_what_is_here()
 
     def reroute(self) -> None:
@@ -388,10 +393,6 @@ class Capture:
 
     def _add(self, route: Route, key: bytes, value: bytes) -> None:
         if len(key) + len(value) > route.feed.largest:
-            raise _RecordTooLarge(route, len(key) + len(value))
+            raise RecordTooLarge(route, len(key) + len(value))
         route.feed.waiting.append({"key": key, "value": value})
         self.published += 1
-
-
-def _is(relation: Relation, own: tuple[str, str]) -> bool:
-    return (relation.schema, relation.table) == own

@@ -29,6 +29,11 @@ class Route(NamedTuple):
     key: tuple[int, ...]
     row: Callable[[pg.Values], pg.Values] | None
 
+    @property
+    def upserts(self) -> bool:
+        """Whether updates are published as reads: of the old row at most some columns are known."""
+        return self.feed.table.upserts and self.relation.replica_identity != "f"
+
 
 def route_of(relation: Relation, named: Relation, feed: TableFeed, text: ServerText | None = None) -> Route:
     """Return the route of a table or partition; raises TableStopped and IncompatibleSchema.

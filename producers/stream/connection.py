@@ -10,6 +10,7 @@ import re
 import select
 import time
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,7 +20,8 @@ from psycopg import pq
 from infra.postgres.connect import pinned, slow_start, translated
 from infra.postgres.passwords import opened
 from infra.settings.database_login import Address, Where
-from producers.stream.frames import Frame, Keepalive, parse, status_update
+from producers.stream.buffered import take_one, taking
+from producers.stream.frames import Keepalive, Received, parse, status_update
 from producers.stream.start_command import Streaming, for_replication, start_command
 from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
 from schemas.positions import Lsn, format_lsn
@@ -28,6 +30,9 @@ _PASSING: Final = frozenset({"", "57P01", "57P02", "57P03", "53300"})
 """SQLSTATEs, next to class 08, that a retry may not meet: none at all, shutdowns, too many connections."""
 
 _CANCELED: Final = b"57014"
+
+_FAILED: Final = -2
+"""PQgetCopyData's result when the connection was lost, or its data is invalid."""
 
 _ANSWER_SECONDS: Final = 0.05
 """The least time between two status updates that the server requests."""
@@ -126,6 +131,7 @@ class ReplicationStream:
             self._set_what_it_relies_on()
             self._check_publication()
             self._start(command)
+            self._buffered = taking(self._connection)
             self._poll = select.poll()
             self._poll.register(self._connection.socket, select.POLLIN)
             self._send_status()
@@ -152,8 +158,8 @@ class ReplicationStream:
         """The WAL position that the server reports; it may not be confirmed."""
         return self._received
 
-    def read(self, max_messages: int, timeout: float) -> list[Frame]:
-        """Return the available frames, at most `max_messages`; wait up to `timeout` seconds for the first.
+    def read(self, max_messages: int, timeout: float) -> list[Received]:
+        """Return what the available frames contain, at most `max_messages`; wait up to `timeout` seconds for the first.
 
         An empty list means that it timed out. Also answers keepalives and sends due status updates, so it must be
         called more often than the server's wal_sender_timeout. Raises DatabaseUnavailable, SlotLost or
@@ -161,7 +167,7 @@ class ReplicationStream:
         """
         deadline = time.monotonic() + timeout
         while True:
-            frames: list[Frame] = []
+            frames: list[Received] = []
             try:
                 self._take(frames, max_messages)
                 now = time.monotonic()
@@ -207,6 +213,7 @@ class ReplicationStream:
             pass  # the connection is already gone
         finally:
             connection.finish()
+            self._buffered = partial(take_one, connection)  # C has the address of what is gone
 
     def __enter__(self) -> Self:
         return self
@@ -219,33 +226,33 @@ class ReplicationStream:
     ) -> None:
         self.close()
 
-    def _take(self, frames: list[Frame], max_messages: int) -> None:
-        """Add the available frames to `frames`; detect the end of the stream."""
-        get = self._connection.get_copy_data
-        append = frames.append
+    def _take(self, frames: list[Received], max_messages: int) -> None:
+        """Add what the available frames contain to `frames`; detect the end of the stream."""
         reply = False
         fresh = False
         left = _READ_BYTES
         while self._end is None and len(frames) < max_messages and left > 0:
-            size, view = get(1)
-            if size > 0:
-                left -= size
-                frame = parse(view)
-                append(frame)
-                fresh = False
-                if type(frame) is Keepalive:
-                    reply = reply or frame.reply_requested
-                    self._received = max(self._received, frame.end)
+            messages, end, used, size, other = self._buffered(max_messages - len(frames), left)
+            frames += messages
+            left -= used
+            fresh = fresh and used == 0
+            self._received = max(self._received, end)
+            if other is not None:
+                frame = parse(other)
+                assert isinstance(frame, Keepalive)
+                frames.append(frame)
+                reply = reply or frame.reply_requested
+                self._received = max(self._received, frame.end)
             elif size == 0:
                 if fresh:
                     break
                 # libpq reads from the socket only here.
                 self._connection.consume_input()
                 fresh = True
-            else:
+            elif size == _FAILED:
+                raise psycopg.OperationalError(self._connection.get_error_message())
+            elif size < 0:
                 self._end = self._ended()
-        if frames and type(last := frames[-1]) is not Keepalive:
-            self._received = max(self._received, last.end)
         if self._skipped_publication is not None:
             raise PublicationMissing(self._skipped_publication)
         if reply:

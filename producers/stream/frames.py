@@ -41,6 +41,9 @@ class Keepalive(NamedTuple):
 
 Frame: TypeAlias = XLogData | Keepalive
 
+Received: TypeAlias = bytes | Keepalive
+"""What a reader gets of a frame: the data of an XLogData frame, or a keepalive."""
+
 _XLOG_DATA = struct.Struct("!BQQq")
 _KEEPALIVE = struct.Struct("!BQqB")
 _STATUS = struct.Struct("!cQQQqB")

@@ -10,7 +10,7 @@ LSNs are as on the wire. Times (`…_ms`) are milliseconds since 1970. An `xid` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from schemas.events import Relation, Unchanged
 from schemas.positions import Lsn
@@ -102,6 +102,32 @@ class Delete(NamedTuple):
     relation: Relation
     before: Values
     xid: int | None
+
+
+class ChangeDecoder(Protocol):
+    """Decodes a relation's changes: producers.stream.row_changes.RowChanges."""
+
+    @property
+    def identity_mask(self) -> bytes: ...
+
+    def decode(self, data: bytes, place: int) -> Insert | Update | Delete: ...
+
+
+class Changes(NamedTuple):
+    """Consecutive changes of one relation in one transaction, not decoded yet.
+
+    `payloads` are their messages, in which the relation's oid is at byte `place`. Relations may be described otherwise
+    by later messages: `decoder` has the description that applies to these.
+    """
+
+    relation: Relation
+    payloads: list[bytes]
+    place: int
+    decoder: ChangeDecoder
+
+    def change(self, index: int) -> Insert | Update | Delete:
+        """Return one of the changes. Raises Malformed."""
+        return self.decoder.decode(self.payloads[index], self.place)
 
 
 class Truncate(NamedTuple):
@@ -206,6 +232,7 @@ Message: TypeAlias = (
     | Insert
     | Update
     | Delete
+    | Changes
     | Truncate
     | StreamStart
     | StreamStop

@@ -1,8 +1,8 @@
 """Decodes pgoutput messages: PostgreSQL's logical replication protocol, versions 1 to 4; no I/O.
 
-`Decoder.decode` takes one message and returns one of `producers.stream.messages`. Values stay undecoded bytes of their
-text form. Invalid messages raise `schemas.errors.Malformed`, which names the message and the offset of the error, and
-leave the decoder unchanged.
+`Decoder.decode` takes one message and returns one of `producers.stream.messages`; `Decoder.read` takes several, and
+returns consecutive changes of a relation as one. Values stay undecoded bytes of their text form. Invalid messages raise
+`schemas.errors.Malformed`, which names the message and the offset of the error, and leave the decoder unchanged.
 
 Source: PostgreSQL 18, "Logical Replication Message Formats", and src/backend/replication/logical/proto.c.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from producers.stream import pgoutput_fields as fields
 from producers.stream.messages import (
+    Changes,
     Delete,
     Insert,
     LogicalMessage,
@@ -31,8 +32,6 @@ from producers.stream.messages import (
 )
 from producers.stream.pgoutput_fields import (
     NAMES,
-    columns,
-    identity_only,
     malformed,
     ms,
     no_flags,
@@ -41,7 +40,7 @@ from producers.stream.pgoutput_fields import (
     whole,
     with_gid,
 )
-from schemas.errors import Malformed
+from producers.stream.row_changes import CHANGE, CHANGES, RowChanges, end_of_run
 from schemas.events import Column, Relation
 from schemas.positions import Lsn
 
@@ -49,9 +48,6 @@ _IN_STREAM: Final = frozenset(b"MORYIUDTE")
 """Messages allowed in a stream block; all except Origin and Stream Stop have their xid there."""
 
 _MESSAGE = struct.Struct("!BQ")
-_CHANGE = struct.Struct("!IBH")
-_STREAMED_CHANGE = struct.Struct("!IIBH")
-_NEW = struct.Struct("!BH")
 _TRUNCATE = struct.Struct("!IB")
 _ATTRIBUTES = struct.Struct("!BH")
 _TYPE = struct.Struct("!Ii")
@@ -61,15 +57,6 @@ _STREAM_ABORT = struct.Struct("!II")
 _STREAM_ABORT_AT = struct.Struct("!IIQq")
 _PREPARE = struct.Struct("!BQQqI")
 _INT32 = struct.Struct("!I")
-_new = tuple.__new__  # half the cost of a named tuple's constructor, which calls it
-
-
-class _Known(NamedTuple):
-    """A relation with the data needed for each of its changes."""
-
-    relation: Relation
-    width: int
-    identity: tuple[int, ...]
 
 
 class Decoder:
@@ -81,8 +68,8 @@ class Decoder:
 
     def __init__(self) -> None:
         self._stream_xid: int | None = None
-        self._committed: dict[int, _Known] = {}
-        self._streamed: dict[int, dict[int, _Known]] = {}
+        self._committed: dict[int, RowChanges] = {}
+        self._streamed: dict[int, dict[int, RowChanges]] = {}
         self._known = self._committed
         self._readers: dict[int, Callable[[bytes], Message]] = {
             ord("B"): fields.begin,
@@ -91,9 +78,9 @@ class Decoder:
             ord("O"): fields.origin,
             ord("R"): self._relation,
             ord("Y"): self._type,
-            ord("I"): self._insert,
-            ord("U"): self._update,
-            ord("D"): self._delete,
+            ord("I"): self._change,
+            ord("U"): self._change,
+            ord("D"): self._change,
             ord("T"): self._truncate,
             ord("S"): self._stream_start,
             ord("E"): self._stream_stop,
@@ -130,77 +117,41 @@ class Decoder:
         except IndexError:
             raise malformed(data, 0, "it is empty") from None
 
-    # The hot path: one unpack for the fixed part, one loop for the columns.
+    def read(self, payloads: list[bytes], start: int) -> tuple[Message, int]:
+        """Return the message in the payload at `start`, and the index of the first payload after it.
 
-    def _insert(self, data: bytes) -> Insert:
-        if self._stream_xid is None:
-            xid = None
-            oid, marker, count = _CHANGE.unpack_from(data, 1)
-            pos = 8
-        else:
-            xid, oid, marker, count = _STREAMED_CHANGE.unpack_from(data, 1)
-            pos = 12
-        known = self._known.get(oid)
-        if known is None or known.width != count or marker != 0x4E:  # N
-            raise self._unfit(data, pos, oid, (marker, count), b"N")
-        after, pos = columns(data, pos, count)
-        if pos != len(data):
-            raise trailing(data, pos)
-        return _new(Insert, (known.relation, after, xid))
+        Two or more consecutive changes of one relation are one message, `Changes`, whose payloads are decoded later.
+        Raises Malformed as `decode` does.
+        """
+        data = payloads[start]
+        place = self._place
+        if data[:1] in CHANGES and (known := self._known.get(int.from_bytes(data[place : place + 4]))) is not None:
+            end = end_of_run(payloads, start, place)
+            if end > start + 1:
+                return Changes(known.relation, payloads[start:end], place, known), end
+        return self.decode(data), start + 1
 
-    def _update(self, data: bytes) -> Update:
-        if self._stream_xid is None:
-            xid = None
-            oid, marker, count = _CHANGE.unpack_from(data, 1)
-            pos = 8
-        else:
-            xid, oid, marker, count = _STREAMED_CHANGE.unpack_from(data, 1)
-            pos = 12
-        known = self._known.get(oid)
-        before = None
-        if known is None or known.width != count or marker not in b"NKO":
-            raise self._unfit(data, pos, oid, (marker, count), b"NKO")
-        if marker != 0x4E:  # N
-            before, pos = columns(data, pos, count)
-            if marker == 0x4B:  # K
-                before = identity_only(before, known.identity)
-            marker, count = _NEW.unpack_from(data, pos)
-            pos += 3
-            if marker != 0x4E or count != known.width:
-                raise self._unfit(data, pos, oid, (marker, count), b"N")
-        after, pos = columns(data, pos, count)
-        if pos != len(data):
-            raise trailing(data, pos)
-        return _new(Update, (known.relation, before, after, xid))
+    def read_all(self, payloads: list[bytes]) -> list[Message]:
+        """Return the messages in all payloads; see `read`."""
+        messages: list[Message] = []
+        start = 0
+        while start < len(payloads):
+            message, start = self.read(payloads, start)
+            messages.append(message)
+        return messages
 
-    def _delete(self, data: bytes) -> Delete:
-        if self._stream_xid is None:
-            xid = None
-            oid, marker, count = _CHANGE.unpack_from(data, 1)
-            pos = 8
-        else:
-            xid, oid, marker, count = _STREAMED_CHANGE.unpack_from(data, 1)
-            pos = 12
-        known = self._known.get(oid)
-        if known is None or known.width != count or marker not in b"KO":
-            raise self._unfit(data, pos, oid, (marker, count), b"KO")
-        before, pos = columns(data, pos, count)
-        if pos != len(data):
-            raise trailing(data, pos)
-        if marker == 0x4B:  # K
-            before = identity_only(before, known.identity)
-        return _new(Delete, (known.relation, before, xid))
+    @property
+    def _place(self) -> int:
+        """Where a change's oid is."""
+        return 1 if self._stream_xid is None else 5
 
-    def _unfit(self, data: bytes, pos: int, oid: int, head: tuple[int, int], markers: bytes) -> Malformed:
-        """Return the error in a change's head, whose tuple starts at `pos`."""
-        marker, count = head
+    def _change(self, data: bytes) -> Insert | Update | Delete:
+        place = self._place
+        oid, _, _ = CHANGE.unpack_from(data, place)
         known = self._known.get(oid)
         if known is None:
-            return malformed(data, 1, f"relation {oid} was never described")
-        if marker not in markers:
-            return malformed(data, pos - 3, f"tuple marker {bytes((marker,))!r} is not one of {markers!r}")
-        table = known.relation.qualified_name
-        return malformed(data, pos - 2, f"{count} columns for {table}, which has {known.width}")
+            raise malformed(data, 1, f"relation {oid} was never described")
+        return known.decode(data, place)
 
     # All other messages.
 
@@ -254,7 +205,7 @@ class Decoder:
         known = self._known.get(oid) or self._committed.get(oid)
         if known is not None and known.relation == relation:
             relation = known.relation  # so that callers can cache by identity
-        self._known[oid] = _Known(relation, count, tuple(keys))
+        self._known[oid] = RowChanges(relation, tuple(keys))
         return RelationMessage(relation, xid)
 
     def _type(self, data: bytes) -> TypeMessage:

@@ -12,12 +12,11 @@ Protocol".
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from producers.stream.frames import Frame, XLogData
+from producers.stream.frames import Received
 from producers.stream.messages import Begin, Commit, Message, StreamAbort, StreamCommit, StreamStart, StreamStop
 from producers.stream.pgoutput import Decoder
 from producers.stream.spill import Spill, SpillDirectory
@@ -33,7 +32,7 @@ _STOP: Final = ord("E")
 class Frames(Protocol):
     """The source of frames: producers.stream.connection.ReplicationStream."""
 
-    def read(self, max_messages: int, timeout: float) -> list[Frame]: ...
+    def read(self, max_messages: int, timeout: float) -> list[Received]: ...
 
 
 class Incoming:
@@ -49,8 +48,8 @@ class Incoming:
         self._transactions: dict[int, Spill] = {}
         self._open: Spill | None = None
         self._replay: Iterator[list[Message]] | None = None
-        self._pending: deque[Frame] = deque()
-        """Frames read after a commit whose transaction is not completely returned yet."""
+        self._pending: list[bytes] = []
+        """Messages read that wait until a transaction before them is completely returned."""
 
     def __enter__(self) -> Self:
         return self
@@ -73,11 +72,11 @@ class Incoming:
         """
         messages: list[Message] = []
         if self._replay is None and not self._pending:
-            self._pending.extend(self._frames.read(limit, timeout))
+            self._pending = [each for each in self._frames.read(limit, timeout) if type(each) is bytes]
         else:
             # Read no frames meanwhile, but answer the server.
             self._frames.read(0, 0)
-        while self._replay is None and self._pending:
+        if self._replay is None:
             self._take(messages)
         if self._replay is not None and not messages:
             messages = next(self._replay, [])
@@ -93,24 +92,20 @@ class Incoming:
         self._transactions.clear()
 
     def _take(self, messages: list[Message]) -> None:
-        """Decode the frames read, up to a commit whose transaction has to be read back."""
-        take, add, decode = self._pending.popleft, messages.append, self._decoder.decode
-        while self._pending:
-            frame = take()
-            if type(frame) is not XLogData:
-                continue
-            data = frame.data
-            if self._open is not None:
-                if data[0] == _STOP:
-                    self._control(data)
-                else:
-                    self._open.add(data)
-            elif data[0] in _CONTROL:
+        """Decode the messages read, up to a commit whose transaction has to be read back."""
+        pending, place = self._pending, 0
+        while place < len(pending) and self._replay is None:
+            data = pending[place]
+            if data[0] in _CONTROL and (self._open is None or data[0] == _STOP):
                 self._control(data)
-                if self._replay is not None:
-                    return
+                place += 1
+            elif self._open is not None:
+                self._open.add(data)
+                place += 1
             else:
-                add(decode(data))
+                message, place = self._decoder.read(pending, place)
+                messages.append(message)
+        self._pending = pending[place:]
 
     def _control(self, data: bytes) -> None:
         match self._decoder.decode(data):
@@ -148,7 +143,7 @@ class Incoming:
         # A single block: its relations apply only to the transaction until the commit is decoded.
         decode(_STREAM_START.pack(b"S", commit.xid, 1))
         for block in spill.read():
-            if messages := [decode(payload) for payload in block]:
+            if messages := self._decoder.read_all(block):
                 yield messages
         decode(b"E")
         decode(data)

@@ -34,6 +34,15 @@ def libpq_lines(
     -2: nothing until the server sends more, -3: nothing, since the connection was lost.
     """
 
+def libpq_messages(
+    functions: tuple[int, ...], connection: int, most: int, room: int, /
+) -> tuple[list[bytes], int, int, int, bytes | None]:
+    """Return the data of XLogData frames that libpq has received, at most `most`, and of about `room` bytes.
+
+    Then come the position of the last one (0: there is none), the bytes taken, what PQgetCopyData returned last, and
+    the frame of another type with which they end, or None. `functions` and `connection` are those of `libpq_lines`.
+    """
+
 def topic_marks(
     records: list[Any],
     ends: dict[int, int],
@@ -142,3 +151,27 @@ class Plan:
     def delete(
         self, prefix: bytes, ordinal: int, ts_ms: int, old: Sequence[bytes | Unchanged | None], /
     ) -> tuple[bytes, bytes]: ...
+    def changes(
+        self,
+        messages: list[bytes],
+        start: int,
+        marker: int,
+        identity: bytes,
+        prefixes: tuple[bytes | None, bytes | None, bytes | None, bytes | None],
+        ordinal: int,
+        ts_ms: int,
+        whole: bool,
+        largest: int,
+        records: list[dict[str, Any]],
+        /,
+    ) -> int:
+        """Add the records of changes from `start` on; return how many of the changes, which end before one left over.
+
+        The changes are pgoutput's messages for one relation: its oid ends at byte `marker`, and the bytes of `identity`
+        say of each column whether it is in the replica identity. `prefixes` are those of an insert, of updates without
+        and with a whole old row, and of a delete, after whose record comes its tombstone; None: such a change is left
+        over. The changes' ordinals are consecutive.
+
+        Left over is what C does not handle, an update of the key, a record of more than `largest` bytes and, with
+        `whole`, an update that omits a value.
+        """

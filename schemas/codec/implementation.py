@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from schemas.codec._compiled import Plan
 
-_VERSION: Final = 9
+_VERSION: Final = 10
 """The version of schemas/codec/extension/module.c; a module with another one is an outdated build."""
 
 

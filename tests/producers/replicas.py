@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from consumers.testing.waiting import until
 from producers.source import slots
 from producers.stream import messages as m
 from producers.stream.connection import ReplicationStream, StreamOptions
-from producers.stream.frames import Frame, Keepalive, XLogData
+from producers.stream.frames import Keepalive, Received
 from producers.stream.pgoutput import Decoder
 from producers.stream.start_command import Streaming
 from schemas.positions import Lsn, parse_lsn
@@ -26,6 +26,17 @@ def emit_message(connection: psycopg.Connection[Any], prefix: str = "test", *, t
     row = connection.execute(query, (transactional, prefix, "a mark")).fetchone()
     assert row is not None
     return parse_lsn(row[0])
+
+
+def one_by_one(messages: Iterable[m.Message]) -> list[m.Message]:
+    """Return the messages with each change on its own."""
+    found: list[m.Message] = []
+    for message in messages:
+        if isinstance(message, m.Changes):
+            found += map(message.change, range(len(message.payloads)))
+        else:
+            found.append(message)
+    return found
 
 
 class Reader:
@@ -45,9 +56,9 @@ class Reader:
         for frame in self.stream.read(1000, 0.2):
             self.take(frame)
 
-    def take(self, frame: Frame) -> None:
-        if isinstance(frame, XLogData):
-            self.messages.append(self.decoder.decode(frame.data))
+    def take(self, frame: Received) -> None:
+        if isinstance(frame, bytes):
+            self.messages.append(self.decoder.decode(frame))
         else:
             self.keepalives.append(frame)
 

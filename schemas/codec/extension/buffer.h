@@ -69,6 +69,11 @@ static inline Outcome put_string(Buffer *out, const char *text, size_t size)
     return put_long(out, (int64_t)size) == DONE ? put(out, text, size) : NO_MEMORY;
 }
 
+static inline PyObject *as_bytes(const char *data, size_t size)
+{
+    return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
+}
+
 static inline Outcome put_object(Buffer *out, PyObject *bytes)
 {
     return put(out, PyBytes_AS_STRING(bytes), (size_t)PyBytes_GET_SIZE(bytes));

@@ -31,6 +31,7 @@ extern PyType_Spec codec_plan_spec, codec_row_spec, codec_reader_spec;
 PyObject *codec_copy_data(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_differences(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_libpq_lines(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *codec_libpq_messages(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_mentions(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_scatter(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_sift(PyObject *module, PyObject *arguments);

@@ -1,4 +1,4 @@
-/* Takes lines of COPY from libpq, without an object for each and without the GIL.
+/* Takes from libpq lines of COPY, without an object for each and without the GIL, and messages of a replication stream.
  *
  * libpq's functions are called by address: nothing here is linked with libpq, of which only psycopg's copy knows the
  * connection (infra/postgres/libpq.py). */
@@ -98,18 +98,28 @@ static int read_address(PyObject *from, void *to)
     return 0;
 }
 
+static int read_functions(PyObject *functions, PyObject *connection, Libpq *libpq)
+{
+    if (!PyTuple_Check(functions) || PyTuple_GET_SIZE(functions) != 3) {
+        PyErr_SetString(PyExc_TypeError, "the addresses are not three");
+        return -1;
+    }
+    if (read_address(PyTuple_GET_ITEM(functions, 0), &libpq->get_copy_data) < 0 ||
+        read_address(PyTuple_GET_ITEM(functions, 1), &libpq->consume_input) < 0 ||
+        read_address(PyTuple_GET_ITEM(functions, 2), &libpq->freemem) < 0)
+        return -1;
+    return read_address(connection, &libpq->connection);
+}
+
 /* libpq_lines((PQgetCopyData, PQconsumeInput, PQfreemem), connection, room, longest, some) -> (lines, rows, next) */
 PyObject *codec_libpq_lines(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 5 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 3) {
+    if (count != 5) {
         PyErr_SetString(PyExc_TypeError, "libpq_lines takes three addresses, a connection, and three limits");
         return NULL;
     }
     Libpq libpq = {0};
-    if (read_address(PyTuple_GET_ITEM(arguments[0], 0), &libpq.get_copy_data) < 0 ||
-        read_address(PyTuple_GET_ITEM(arguments[0], 1), &libpq.consume_input) < 0 ||
-        read_address(PyTuple_GET_ITEM(arguments[0], 2), &libpq.freemem) < 0 ||
-        read_address(arguments[1], &libpq.connection) < 0)
+    if (read_functions(arguments[0], arguments[1], &libpq) < 0)
         return NULL;
     Limits limits = {PyLong_AsSsize_t(arguments[2]), PyLong_AsSsize_t(arguments[3]), PyObject_IsTrue(arguments[4])};
     if (PyErr_Occurred())
@@ -124,4 +134,55 @@ PyObject *codec_libpq_lines(PyObject *Py_UNUSED(module), PyObject *const *argume
     if (taken.last != NULL)
         libpq.freemem(taken.last);
     return lines == NULL ? NULL : Py_BuildValue("(Nnn)", lines, taken.rows, taken.next);
+}
+
+enum { DATA_START = 25 }; /* in a frame of type XLogData, after its type, two positions and a time */
+
+static uint64_t read_position(const char *from)
+{
+    uint64_t position = 0;
+    for (int index = 0; index < 8; index++)
+        position = position << 8 | (unsigned char)from[index];
+    return position;
+}
+
+/* libpq_messages((PQgetCopyData, PQconsumeInput, PQfreemem), connection, most, room) -> (messages, end, used, size, other)
+ *
+ * It waits for nothing, and reads nothing: libpq's buffer has what it takes. A notice calls psycopg's function, which takes
+ * the GIL if it has to. */
+PyObject *codec_libpq_messages(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "libpq_messages takes three addresses, a connection, and two limits");
+        return NULL;
+    }
+    Libpq libpq = {0};
+    if (read_functions(arguments[0], arguments[1], &libpq) < 0)
+        return NULL;
+    Py_ssize_t most = PyLong_AsSsize_t(arguments[2]), room = PyLong_AsSsize_t(arguments[3]), used = 0;
+    PyObject *messages = PyErr_Occurred() ? NULL : PyList_New(0), *other = NULL;
+    uint64_t end = 0;
+    int size = 1;
+    while (messages != NULL && other == NULL && PyList_GET_SIZE(messages) < most && used < room) {
+        char *frame = NULL;
+        size = libpq.get_copy_data(libpq.connection, &frame, 1);
+        if (size <= 0)
+            break;
+        used += size;
+        int data = frame[0] == 'w' && size > DATA_START;
+        PyObject *taken = data ? as_bytes(frame + DATA_START, (size_t)(size - DATA_START)) : as_bytes(frame, (size_t)size);
+        if (data)
+            end = read_position(frame + 9);
+        libpq.freemem(frame);
+        if (taken != NULL && !data)
+            other = taken;
+        else {
+            if (taken == NULL || PyList_Append(messages, taken) < 0)
+                Py_CLEAR(messages);
+            Py_XDECREF(taken);
+        }
+    }
+    if (messages == NULL)
+        return NULL;
+    return Py_BuildValue("(NKniN)", messages, (unsigned long long)end, used, size, other != NULL ? other : Py_NewRef(Py_None));
 }

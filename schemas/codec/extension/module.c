@@ -4,12 +4,13 @@
 
 #include "codec.h"
 
-#define CODEC_VERSION 9 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
+#define CODEC_VERSION 10 /* schemas/codec/implementation.py accepts no other: a build may be older than the checkout */
 
 static PyMethodDef module_methods[] = {
     CODEC_METHOD("copy_data", codec_copy_data),
     CODEC_METHOD("differences", codec_differences),
     CODEC_METHOD("libpq_lines", codec_libpq_lines),
+    CODEC_METHOD("libpq_messages", codec_libpq_messages),
     CODEC_METHOD("mentions", codec_mentions),
     CODEC_METHOD("scatter", codec_scatter),
     {"sift", codec_sift, METH_VARARGS, NULL},

@@ -124,6 +124,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *arguments, PyObject *key
 }
 
 static PyMethodDef plan_methods[] = {
+    {"changes", (PyCFunction)(void (*)(void))codec_changes, METH_VARARGS, NULL},
     CODEC_METHOD("copy_marks", codec_copy_marks),
     CODEC_METHOD("encode_copy", codec_encode_copy),
     CODEC_METHOD("key", codec_key),

@@ -37,12 +37,15 @@ static inline Outcome put_exact_text(const Plan *plan, Buffer *out, Py_ssize_t i
     return put_object(out, PyTuple_GET_ITEM(plan->names, index)) == DONE ? put_string(out, text, size) : NO_MEMORY;
 }
 
-static inline PyObject *as_bytes(const char *data, size_t size)
-{
-    return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
-}
+/* Empties the plan's buffers, and frees those that an exceptional row has enlarged. */
+void codec_rewind(Plan *plan);
+
+/* Writes an event and its key from the plan's fields: those of an old row, a new one, or both. Needs the GIL; if it is
+ * not DONE, the caller discards what was written. */
+Outcome codec_put_event(Plan *plan, PyObject *prefix, int64_t ordinal, int64_t ts_ms, int old, int new);
 
 /* The methods of a plan. */
+PyObject *codec_changes(Plan *plan, PyObject *arguments);
 PyObject *codec_copy_marks(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_encode_copy(Plan *plan, PyObject *const *arguments, Py_ssize_t count);
 PyObject *codec_key(Plan *plan, PyObject *const *arguments, Py_ssize_t count);

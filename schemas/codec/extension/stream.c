@@ -43,8 +43,7 @@ static Outcome fetch(const CodecState *state, PyObject *row, Field *fields, Py_s
     return DONE;
 }
 
-/* Empties the plan's buffers, and frees those that an exceptional row has enlarged. */
-static void rewind_scratch(Plan *plan)
+void codec_rewind(Plan *plan)
 {
     if (plan->value.capacity > CODEC_SCRATCH)
         release(&plan->value);
@@ -135,53 +134,59 @@ static Outcome put_unchanged(Plan *plan)
     return outcome == DONE ? put_byte(&plan->value, 0) : outcome;
 }
 
-static Outcome put_number(Buffer *out, PyObject *number)
+Outcome codec_put_event(Plan *plan, PyObject *prefix, int64_t ordinal, int64_t ts_ms, int old, int new)
+{
+    int64_t old_apart = 0, new_apart = 0;
+    Outcome outcome = put_object(&plan->value, prefix);
+    if (outcome == DONE)
+        outcome = put_long(&plan->value, ordinal);
+    if (outcome == DONE)
+        outcome = put_long(&plan->value, ts_ms);
+    if (outcome == DONE)
+        outcome = new ? put_unchanged(plan) : put_object(&plan->value, plan->lacking);
+    if (outcome == DONE)
+        outcome = put_byte(&plan->value, old ? 2 : 0);
+    if (outcome == DONE && old)
+        outcome = put_cells(plan, plan->old_fields, new ? OLD_ROW : OLD_KEYED_ROW, &old_apart);
+    if (outcome == DONE)
+        outcome = put_byte(&plan->value, new ? 2 : 0);
+    if (outcome == DONE && new)
+        outcome = put_cells(plan, plan->new_fields, NEW_ROW, &new_apart);
+    if (outcome == DONE)
+        outcome = put_exact(plan, old_apart, new_apart);
+    if (outcome == DONE)
+        outcome = put_key(plan, new ? plan->new_fields : plan->old_fields);
+    return outcome;
+}
+
+/* Reads a number; returns 0 if the codec does not handle it. */
+static int read_number(PyObject *from, int64_t *number)
 {
     int overflow = 0;
-    if (!PyLong_CheckExact(number))
-        return ODD;
-    long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
-    return overflow ? ODD : put_long(out, value);
+    if (!PyLong_CheckExact(from))
+        return 0;
+    *number = PyLong_AsLongLongAndOverflow(from, &overflow);
+    return !overflow;
 }
 
 /* Common code of change, update and delete; in `arguments` a missing row is None. */
 static Outcome put_record(Plan *plan, PyObject *const *arguments, PyObject *old, PyObject *new)
 {
     Outcome outcome = DONE;
-    int64_t old_apart = 0, new_apart = 0;
-    if (!PyBytes_CheckExact(arguments[0]))
+    int64_t ordinal, ts_ms;
+    if (!PyBytes_CheckExact(arguments[0]) || !read_number(arguments[1], &ordinal) || !read_number(arguments[2], &ts_ms))
         return ODD;
     if (old != NULL)
         outcome = fetch(plan->state, old, plan->old_fields, plan->width);
     if (outcome == DONE && new != NULL)
         outcome = fetch(plan->state, new, plan->new_fields, plan->width);
-    if (outcome == DONE)
-        outcome = put_object(&plan->value, arguments[0]);
-    if (outcome == DONE)
-        outcome = put_number(&plan->value, arguments[1]);
-    if (outcome == DONE)
-        outcome = put_number(&plan->value, arguments[2]);
-    if (outcome == DONE)
-        outcome = new != NULL ? put_unchanged(plan) : put_object(&plan->value, plan->lacking);
-    if (outcome == DONE)
-        outcome = put_byte(&plan->value, old != NULL ? 2 : 0);
-    if (outcome == DONE && old != NULL)
-        outcome = put_cells(plan, plan->old_fields, new != NULL ? OLD_ROW : OLD_KEYED_ROW, &old_apart);
-    if (outcome == DONE)
-        outcome = put_byte(&plan->value, new != NULL ? 2 : 0);
-    if (outcome == DONE && new != NULL)
-        outcome = put_cells(plan, plan->new_fields, NEW_ROW, &new_apart);
-    if (outcome == DONE)
-        outcome = put_exact(plan, old_apart, new_apart);
-    if (outcome == DONE)
-        outcome = put_key(plan, new != NULL ? plan->new_fields : plan->old_fields);
-    return outcome;
+    return outcome == DONE ? codec_put_event(plan, arguments[0], ordinal, ts_ms, old != NULL, new != NULL) : outcome;
 }
 
 static PyObject *record(Plan *plan, int function, PyObject *const *arguments, Py_ssize_t count, PyObject *old,
                         PyObject *new)
 {
-    rewind_scratch(plan);
+    codec_rewind(plan);
     Outcome outcome = put_record(plan, arguments, old, new);
     if (outcome == ODD)
         return in_python(plan, function, arguments, count);
@@ -218,7 +223,7 @@ PyObject *codec_delete(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
 
 PyObject *codec_key(Plan *plan, PyObject *const *arguments, Py_ssize_t count)
 {
-    rewind_scratch(plan);
+    codec_rewind(plan);
     Outcome outcome = count == 1 ? fetch(plan->state, arguments[0], plan->new_fields, plan->width) : ODD;
     if (outcome == DONE)
         outcome = put_key(plan, plan->new_fields);

@@ -12,11 +12,11 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from infra.postgres import libpq
 from infra.postgres.connect import pinned
 from producers.source import slots
 from producers.stream import messages as m
 from producers.stream.connection import ReplicationStream, _connect
-from producers.stream.frames import XLogData
 from producers.stream.start_command import Streaming, for_replication
 from schemas.errors import DatabaseUnavailable
 from schemas.events import UNCHANGED
@@ -251,7 +251,12 @@ def test_answers_keep_stream_alive_with_short_wal_sender_timeout(
             return
 
 
-def test_read_respects_limit_and_timeout(dsn: str, slot: str, connection: psycopg.Connection[Any]) -> None:
+@pytest.mark.parametrize("found", [True, False])
+def test_read_respects_limit_and_timeout(
+    dsn: str, slot: str, connection: psycopg.Connection[Any], found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not found:
+        monkeypatch.setattr(libpq, "loaded", lambda _: None)
     start = prepare(connection, slot)
     connection.execute("INSERT INTO t SELECT generate_series(1, 100)")
     with ReplicationStream(dsn, slot, PUBLICATION, start) as stream:
@@ -279,7 +284,7 @@ def test_hostile_publication_names_are_quoted(
     with ReplicationStream(dsn, slot, name, start) as stream:
         seen: list[bytes] = []
         while b"I" not in seen:
-            seen.extend(each.data[:1] for each in stream.read(100, 60) if isinstance(each, XLogData))
+            seen.extend(each[:1] for each in stream.read(100, 60) if isinstance(each, bytes))
 
 
 def test_connection_ignores_settings_of_role_database_and_dsn(dsn: str, connection: psycopg.Connection[Any]) -> None:

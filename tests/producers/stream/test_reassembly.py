@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 from producers.source import slots
 from producers.stream import messages as m
 from producers.stream.connection import ReplicationStream, StreamOptions
-from producers.stream.frames import Frame, XLogData
+from producers.stream.frames import Received
 from producers.stream.reassembly import Incoming
 from producers.stream.spill import SpillDirectory
 from producers.stream.start_command import Streaming
@@ -25,7 +25,7 @@ from schemas.events import Column, Relation
 from schemas.positions import Lsn
 from tests.conftest import Database
 from tests.producers.pgoutput_encoder import encode
-from tests.producers.replicas import PUBLICATION, emit_message, prepare
+from tests.producers.replicas import PUBLICATION, emit_message, one_by_one, prepare
 
 T = Relation(1, "public", "t", "d", (Column("id", 23),), ("id",))
 T_WIDER = Relation(1, "public", "t", "d", (Column("id", 23), Column("v", 25)), ("id",))
@@ -38,12 +38,12 @@ class Recorded:
         self._batches = list(batches)
         self.answers = 0
 
-    def read(self, max_messages: int, timeout: float) -> list[Frame]:  # noqa: ARG002  # it never waits
+    def read(self, max_messages: int, timeout: float) -> list[Received]:  # noqa: ARG002  # it never waits
         if max_messages == 0:
             self.answers += 1
             return []
         batch = self._batches.pop(0) if self._batches else []
-        return [XLogData(Lsn(0), Lsn(0), 0, encode(message)) for message in batch]
+        return [encode(message) for message in batch]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def spills(tmp_path: Path) -> Iterator[SpillDirectory]:
 def read_all(incoming: Incoming) -> list[m.Message]:
     messages: list[m.Message] = []
     while batch := incoming.read(1_000, 0):
-        messages += batch
+        messages += one_by_one(batch)
     return messages
 
 
@@ -161,7 +161,7 @@ def test_no_frames_are_read_during_replay_but_server_is_answered(spills: SpillDi
     incoming = Incoming(frames, spills)
     parts = []
     while part := incoming.read(1_000, 0):
-        parts.append(part)
+        parts.append(one_by_one(part))
     assert max(map(len, parts)) < 10_000
     assert frames.answers >= 4
     messages = [each for part in parts for each in part]
@@ -229,7 +229,7 @@ def test_messages_are_equal_with_and_without_streaming(
             messages: list[m.Message] = []
             kept = 0
             while not any(isinstance(each, m.Commit) and each.end_lsn >= end for each in messages):
-                messages += incoming.read(50, 1)  # too few for a large transaction in one read
+                messages += one_by_one(incoming.read(50, 1))  # too few for a large transaction in one read
                 kept = max(kept, incoming.kept)
             assert (kept > 0) == (how is not Streaming.OFF)
             incoming.close()

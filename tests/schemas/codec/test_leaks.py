@@ -277,9 +277,45 @@ def lines_of_libpq(codec: ModuleType) -> None:
             codec.libpq_lines(*arguments)
 
 
+def changes_of_the_stream(codec: ModuleType) -> None:
+    """Every kind of change, and messages that end the run: broken, of another key, too large, or no bytes."""
+    text, other = b"t\0\0\0\x46" + NOISE, b"t\0\0\0\1y"
+    head, row = b"\0\0\0\1", b"\0\2" + text
+    good = [b"I" + head + b"N" + row + b"n", b"U" + head + b"N" + row + b"u", b"D" + head + b"K" + row + b"n"]
+    good.append(b"U" + head + b"O" + row + text + b"N" + row + b"u")
+    bad: list[object] = [b"U" + head + b"O" + row + b"nN\0\2" + other + b"n", b"", b"T", b"I" + head + b"N\0\1n", 5]
+    bad += [each[:size] for each in good for size in (5, 6, 8, len(each) - 1)]
+    prefixes = (NOISE, NOISE, NOISE, NOISE)
+    for kind in (5, 1):  # texts, and numbers that these are not
+        made = plan(codec, kind)
+        for message in bad:
+            for largest, whole in ((1 << 20, False), (1 << 20, True), (10, False)):
+                made.changes([*good, message], 0, 5, b"\1\0", prefixes, 1, 2, whole, largest, [])
+        made.changes(good, 1, 5, b"\1\0", (None,) * 4, 1, 2, False, 1 << 20, [])
+        for arguments in (
+            (),
+            (good, -1, 5, b"\1\0", prefixes, 1, 2, False, 9, []),
+            (good, 0, 5, b"\1", prefixes, 1, 2, False, 9, []),
+            (good, 0, 5, b"\1\0", prefixes, 1 << 70, 2, False, 9, []),
+            (tuple(good), 0, 5, b"\1\0", prefixes, 1, 2, False, 9, []),
+        ):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                made.changes(*arguments)
+
+
+def messages_of_libpq(codec: ModuleType) -> None:
+    frame = b"w" + bytes(24) + NOISE
+    for answers in ([frame, frame, b"k", frame], [frame, WAIT], [frame], [frame, -2], [b"w"]):
+        codec.libpq_messages(FakeLibpq(answers).functions, CONNECTION, 2, 1 << 20)
+        codec.libpq_messages(FakeLibpq(answers).functions, CONNECTION, 9, 1 << 20)
+    for arguments in ((), ((1, 2, 0), 1, 1, 1), ((1, 2, 3), "1", 1, 1), ((1, 2, 3), 1, "1", 1)):
+        with contextlib.suppress(TypeError, ValueError):
+            codec.libpq_messages(*arguments)
+
+
 WORK: Final = (
     encode_every_kind, encode_blocks_of_lines, refuse_plans, plans_in_a_cycle, rows, events, stretches, marks,
-    marks_of_lines, messages, lines_of_libpq,
+    marks_of_lines, messages, lines_of_libpq, changes_of_the_stream, messages_of_libpq,
 )  # fmt: skip
 
 

@@ -10,7 +10,13 @@ from schemas.errors import UsageError
 from tests.schemas.codec import sanitized
 
 CHECKOUT = Path(__file__).parents[3]
-TESTS = ("test_compiled_rows.py", "test_compiled_events.py", "test_leaks.py", "test_libpq_lines.py")
+TESTS = (
+    "test_compiled_rows.py",
+    "test_compiled_events.py",
+    "test_leaks.py",
+    "test_libpq_lines.py",
+    "test_libpq_messages.py",
+)
 LONG = "block or of_the_stream or lines_are or events_are or any_bytes or is_the_sequence or broken_tuple or every_kind"
 """Tests with large rows or random examples, which take minutes on such a build."""
 

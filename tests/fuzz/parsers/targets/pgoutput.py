@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from producers.stream import messages as m
-from producers.stream import pgoutput
+from producers.stream import row_changes
 from producers.stream.pgoutput import Decoder
 from producers.stream.pgoutput_fields import NAMES, columns, columns_in_python
 from schemas.errors import Malformed
@@ -24,11 +24,11 @@ def _run(data: bytes) -> None:
     compiled, python, unharmed = Decoder(), Decoder(), Decoder()
     for message in unpack(data):
         found = outcome(Malformed, compiled.decode, message)
-        setattr(pgoutput, "columns", columns_in_python)  # noqa: B010  # the decoder's own name for it
+        setattr(row_changes, "columns", columns_in_python)  # noqa: B010  # its own name for it
         try:
             agree("the two codecs", found, outcome(Malformed, python.decode, message))
         finally:
-            setattr(pgoutput, "columns", columns)  # noqa: B010
+            setattr(row_changes, "columns", columns)  # noqa: B010
         if found[0] == "value":
             agree("with and without refused messages", found, outcome(Malformed, unharmed.decode, message))
         agree("stream blocks", compiled.stream_xid, python.stream_xid, unharmed.stream_xid)
