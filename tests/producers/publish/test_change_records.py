@@ -70,7 +70,7 @@ def test_only_what_takes_a_decision_is_processed_alone(
     setup: Setup, more: Sequence[m.Message], alone: list[int], singles: list[object]
 ) -> None:
     """The first change of each operation is as well: it makes the route or the transaction's prefix."""
-    changes = [*(each._replace(relation=setup.relation) for each in PLAIN), *more]  # type: ignore[union-attr,call-arg]
+    changes = [*(each._replace(relation=setup.relation) for each in PLAIN), *more]  # type: ignore[call-arg]
     runs, single = outcomes(setup, sent(*changes))
     assert runs == single
     assert singles == [changes[index] for index in alone]

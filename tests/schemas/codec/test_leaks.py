@@ -292,20 +292,22 @@ def changes_of_the_stream(codec: ModuleType) -> None:
             for largest, whole in ((1 << 20, False), (1 << 20, True), (10, False)):
                 made.changes([*good, message], 0, 5, b"\1\0", prefixes, 1, 2, whole, largest, [])
         made.changes(good, 1, 5, b"\1\0", (None,) * 4, 1, 2, False, 1 << 20, [])
-        for arguments in (
+        refused: list[tuple[object, ...]] = [
             (),
             (good, -1, 5, b"\1\0", prefixes, 1, 2, False, 9, []),
             (good, 0, 5, b"\1", prefixes, 1, 2, False, 9, []),
             (good, 0, 5, b"\1\0", prefixes, 1 << 70, 2, False, 9, []),
             (tuple(good), 0, 5, b"\1\0", prefixes, 1, 2, False, 9, []),
-        ):
+        ]
+        for arguments in refused:
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 made.changes(*arguments)
 
 
 def messages_of_libpq(codec: ModuleType) -> None:
     frame = b"w" + bytes(24) + NOISE
-    for answers in ([frame, frame, b"k", frame], [frame, WAIT], [frame], [frame, -2], [b"w"]):
+    cases: list[list[bytes | int]] = [[frame, frame, b"k", frame], [frame, WAIT], [frame], [frame, -2], [b"w"]]
+    for answers in cases:
         codec.libpq_messages(FakeLibpq(answers).functions, CONNECTION, 2, 1 << 20)
         codec.libpq_messages(FakeLibpq(answers).functions, CONNECTION, 9, 1 << 20)
     for arguments in ((), ((1, 2, 0), 1, 1, 1), ((1, 2, 3), "1", 1, 1), ((1, 2, 3), 1, "1", 1)):
