@@ -18,6 +18,7 @@ from psycopg import sql
 
 from infra.postgres import table_format
 from infra.postgres.advisory_locks import migration_key, ownership_key
+from infra.postgres.connect import pipelined
 from schemas.errors import HeadraceError, OwnershipMoved, Refused
 from schemas.xid_snapshot import Hidden, Snapshot
 
@@ -80,7 +81,7 @@ def hold(cursor: psycopg.Cursor[Any], *, migration: str, run: int, gitlab_schema
     another gitlab schema, Paused if an operator paused it, Failed if it failed (see circuit_breaker), and RunReplaced
     if `run` is not current. The caller then rolls back, with nothing written.
     """
-    with _one_round_trip(cursor.connection):
+    with pipelined(cursor.connection):
         _ask_to_hold(cursor, migration, gitlab_schema)
     return _held(cursor, migration, run, gitlab_schema, database)
 
@@ -101,21 +102,10 @@ def transaction(
     """
     with ExitStack() as opened:
         cursor = opened.enter_context(connection.cursor())
-        with _one_round_trip(connection):
+        with pipelined(connection):
             opened.enter_context(psycopg.Transaction(connection, force_rollback=undone))
             _ask_to_hold(cursor, migration, gitlab_schema)
         yield cursor, _held(cursor, migration, run, gitlab_schema, database)
-
-
-@contextmanager
-def _one_round_trip(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Send the body's statements together and wait once for their results; raise the error of the first that fails."""
-    try:
-        with connection.pipeline():
-            yield
-    except psycopg.errors.PipelineAborted as skipped:
-        # If an error arrives while later statements are being sent, psycopg raises that these were skipped instead.
-        raise (skipped.__context__ or skipped) from None
 
 
 def _ask_to_hold(cursor: psycopg.Cursor[Any], migration: str, gitlab_schema: str) -> None:

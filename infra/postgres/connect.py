@@ -176,7 +176,8 @@ def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
 def pipelined(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Send what is executed inside in one round trip; its results are there afterwards. Raises the first error.
 
-    psycopg's own pipeline would log a warning if that comes before its end.
+    If that arrives while later statements are being sent, psycopg's own pipeline logs a warning, and may raise that
+    these were skipped instead.
     """
     first = None
     try:
@@ -187,8 +188,10 @@ def pipelined(connection: psycopg.Connection[Any]) -> Iterator[None]:
                 first = error
     except psycopg.Error as error:
         first = first or error
+    if isinstance(first, psycopg.errors.PipelineAborted) and isinstance(first.__context__, psycopg.Error):
+        first = first.__context__
     if first is not None:
-        raise first
+        raise first from None
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def test_stream_continues_while_an_indicator_throttles_the_copy(new_source: NewS
 
 @pytest.mark.stack
 def test_bytes_are_limited_on_a_real_server(new_source: NewSource) -> None:
-    """The chunks after the first one or two are planned for a second's bytes: of 111 rows each, where 200 are allowed."""
+    """Chunks after the first one or two are planned for a second's bytes: of 111 rows, where 200 are allowed."""
     source = new_source(
         "CREATE TABLE t (id bigint PRIMARY KEY, v text);"
         " INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 700) i",

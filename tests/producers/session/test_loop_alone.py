@@ -30,7 +30,7 @@ from tests.producers.captures import MemoryRegistry, done, feed
 
 BEHIND = Lsn(1_000)
 """The position of heartbeats, which the stream then has to reach."""
-_TOLD = {"begin", "settled"}
+_TO_WORKERS = {"begin", "settled"}
 
 
 @dataclass
@@ -110,12 +110,12 @@ class World:
 
     @property
     def acts(self) -> list[str]:
-        """The journal without what workers are told."""
-        return [what for what in self.journal if what not in _TOLD]
+        """The journal without what is sent to workers."""
+        return [what for what in self.journal if what not in _TO_WORKERS]
 
     def did(self, what: str) -> None:
         self.journal.append(what)
-        self.steps -= what not in _TOLD
+        self.steps -= what not in _TO_WORKERS
         if self.steps <= 0:
             self.stop.set()
 

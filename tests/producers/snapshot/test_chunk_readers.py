@@ -189,7 +189,7 @@ def test_each_thread_has_two_chunks_that_are_not_settled_and_no_more(readers: Ch
     assert ended(readers).keys() == {"g"}
 
 
-def test_no_other_chunk_is_in_memory_beside_a_large_row(opened: Opened, stop: threading.Event) -> None:
+def test_no_other_chunk_is_in_memory_with_a_large_row(opened: Opened, stop: threading.Event) -> None:
     readers: ChunkReaders[str] = ChunkReaders(1, opened, stop, MOST)
     reads = Reads()
     readers.begin("a", reads.of("a", LARGE))
