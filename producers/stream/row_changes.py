@@ -84,9 +84,11 @@ class RowChanges:
 def end_of_run(payloads: Sequence[bytes], start: int, place: int) -> int:
     """Return the end of the changes from `start` on that are of the same relation, whose oid is at `place`."""
     end = place + 4
-    oid = payloads[start][place:end]
+    head = payloads[start][:end]
+    oid = head[place:]
     for index in range(start + 1, len(payloads)):
         data = payloads[index]
-        if data[place:end] != oid or data[:1] not in CHANGES:
+        # The usual case first: an operation like the first one.
+        if data[:end] != head and (data[place:end] != oid or data[:1] not in CHANGES):
             return index
     return len(payloads)
