@@ -292,14 +292,6 @@ def test_stream_phase_lasts_until_the_heartbeat_is_reached() -> None:
     assert world.journal[first:second].count("read") == 4
 
 
-@pytest.mark.parametrize("error", [TableBusy("it is locked"), psycopg.errors.LockNotAvailable("locked")])
-def test_busy_table_is_set_aside_without_a_commit(error: Exception) -> None:
-    world = World(chunks=[error, Lsn(5)], whole=False, steps=4)
-    world.run()
-    assert world.acts[:3] == ["chunk", "chunk", "commit public.t"]
-    assert len(world.aside) == 1
-
-
 def test_unreadable_table_is_stopped_and_others_continue() -> None:
     world = World(chunks=[TableStopped("its key is gone")], whole=False, steps=8)
     assert world.run() is None
