@@ -166,7 +166,7 @@ class Session:
             if choice.feed is not None:
                 self._begin(choice.feed, deadline)
                 return True
-            begins = workers.busy and not choice.waits
+            begins = workers.busy
         returned = None
         while returned is None and self._running and workers.busy:
             returned = workers.returned(_LOOK_SECONDS)
