@@ -85,7 +85,7 @@ def test_messages_of_other_roles_are_not_sent_at_all(
     def take(self: Any, frames: list[Any], *arguments: Any) -> None:
         nonlocal largest
         original(self, frames, *arguments)
-        largest = max([largest, *(len(frame.data) for frame in frames if hasattr(frame, "data"))])
+        largest = max([largest, *(len(frame) for frame in frames if isinstance(frame, bytes))])
 
     original = ReplicationStream._take
     monkeypatch.setattr(ReplicationStream, "_take", take)
