@@ -188,3 +188,4 @@ class ChunkReaders(Generic[T]):
                 except BaseException as error:
                     ended = Ended(error=error)
                 self._news.put((task, ended))
+                del ended  # its rows would stay in memory until the next read has ended
