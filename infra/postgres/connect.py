@@ -160,11 +160,14 @@ def pinned(version: int, *, reading: bool) -> bytes:
     return f"SELECT {', '.join(calls)}".encode()
 
 
+BEGIN_ONE_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+
 @contextmanager
 def one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Read everything inside from one snapshot; the connection must be in autocommit mode, outside a transaction."""
     # One round trip to the server, where psycopg's own transaction and a SET are two.
-    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.execute(BEGIN_ONE_SNAPSHOT)
     try:
         yield
     finally:
@@ -202,12 +205,12 @@ def asked_in_one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]
     """
     try:
         with pipelined(connection):
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            connection.execute(BEGIN_ONE_SNAPSHOT)
             yield
             connection.execute("ROLLBACK")
     finally:
-        # After an error the server skips the rest of a pipeline.
-        if connection.info.transaction_status == pq.TransactionStatus.INERROR:
+        # After an error the body or the server skips the rest of the pipeline.
+        if connection.info.transaction_status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
             connection.execute("ROLLBACK")
 
 

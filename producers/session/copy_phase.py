@@ -193,7 +193,7 @@ class ChunkSteps:
         self._turns = turns
         self._most = most
 
-    def next(self, feed: TableFeed, rows: int, left: float = math.inf) -> ChunkTask:
+    def next(self, feed: TableFeed, rows: int, left: float) -> ChunkTask:
         """Return the next chunk of at most about `rows` rows, smaller if more than `left` seconds would be needed."""
         if not feed.state.form.columns:
             # A table that came back from another owner: its catalog entry has to be read before its rows.
@@ -206,7 +206,7 @@ class ChunkSteps:
         self,
         task: ChunkTask,
         connection: psycopg.Connection[Any],
-        planned: Callable[[Texts | None], object] = lambda _: None,
+        planned: Callable[[Texts | None], object],
     ) -> ChunkRows | None:
         """Read a chunk; None when the table's owner has changed. Its errors are for `add`."""
         feed = task.feed

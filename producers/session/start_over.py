@@ -100,15 +100,12 @@ def start_over(settings: Settings, source: str, actor: Actor | None = None) -> N
     )
 
 
-def _seal(
-    settings: Settings, source: str, tables: Sequence[CapturedTable], owners: Mapping[str, Owner]
-) -> tuple[str, ...]:
-    """Record the end of every other source that published what `source` owns now; return their names.
+def _seal(settings: Settings, source: str, tables: Sequence[CapturedTable], owners: Mapping[str, Owner]) -> None:
+    """Record the end of every other source that published what `source` owns now.
 
     For a source that is lost before it has published everything. To be called after the tables' topics, which lack
     changes, were deleted. A producer of such a source that still runs is fenced, and no longer publishes these tables.
     """
-    sealed = []
     for name, state in Positions(settings.prefix, settings.kafka).sources().items():
         records = [] if name == source else list(_sealing(name, state, source, tables, owners))
         if records:
@@ -118,8 +115,6 @@ def _seal(
                 relay.commit()
             finally:
                 relay.close()
-            sealed.append(name)
-    return tuple(sealed)
 
 
 def _sealing(

@@ -10,7 +10,7 @@ from typing import Any, Final, LiteralString, cast
 import psycopg
 from psycopg import pq, sql
 
-from infra.postgres.connect import pipelined
+from infra.postgres.connect import BEGIN_ONE_SNAPSHOT, pipelined
 from infra.postgres.copy_out import Lines, copy_lines
 from infra.postgres.key_order import ascending, ask_key_orders, compared
 from infra.postgres.moments import ask_moment
@@ -25,7 +25,6 @@ from schemas.errors import HeadraceError
 from schemas.events import Relation
 from schemas.xid_snapshot import Moment
 
-_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _PATIENCE: Final = "SET LOCAL lock_timeout = '100ms'"
 """The table's lock is requested with NOWAIT; the timeout is for other locks of a query, such as on an index."""
 
@@ -135,7 +134,7 @@ def _begun(connection: psycopg.Connection[Any], table: CapturedTable) -> tuple[M
     """Begin the chunk's transaction; return the moment that it shows, and the table's columns as it sees them."""
     oid = table.relation.oid
     with pipelined(connection):  # one round trip to the server
-        connection.execute(_BEGIN)
+        connection.execute(BEGIN_ONE_SNAPSHOT)
         connection.execute(_PATIENCE)
         # Before the snapshot: a rewritten table is empty in every snapshot taken before the rewrite's end.
         connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(_from(table)))
