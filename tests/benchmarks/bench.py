@@ -29,6 +29,7 @@ from infra.state.positions import Positions
 from producers.source.slots import slot_name
 from schemas.errors import HeadraceError
 from schemas.topics import positions_topic, table_topic
+from tests.benchmarks.figures import Figure, Target
 
 TABLE: Final = "public.container_repositories"
 SOURCE: Final = "main"
@@ -235,3 +236,14 @@ def median_or_none(values: Iterable[float | None]) -> float | None:
     """Return the median, or None if nothing was measured because the peer is unavailable."""
     there = [value for value in values if value is not None]
     return statistics.median(there) if there else None
+
+
+def less_is_better(
+    name: str,
+    unit: str,
+    ours: Iterable[float | None],
+    theirs: Iterable[float | None],
+    target: Target | None = None,
+) -> Figure:
+    """Return the figure of our runs' median and, if there are any, that of a peer's runs; less is better."""
+    return Figure(name, median(ours), unit, peer=median_or_none(theirs), target=target, smaller=True)

@@ -9,7 +9,7 @@ from typing import Final
 
 from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
-from tests.benchmarks.bench import Bench, Site, median, median_or_none
+from tests.benchmarks.bench import Bench, Site, less_is_better, median, median_or_none
 from tests.benchmarks.debezium import Debezium, has_debezium
 from tests.benchmarks.delays import Follower, debezium_clock, headrace_clock, percentile, within
 from tests.benchmarks.figures import Figure, Target
@@ -49,21 +49,11 @@ def figures(bench: Bench) -> Iterator[Figure]:
         peer = Debezium(bench, site, "dbz_latency", snapshot=False)
         theirs = bench.repeated("Debezium's latency", lambda _: _theirs(bench, site, peer, rows), str)
         peer.drop()
-    yield Figure(
-        "latency p50",
-        median(each.p50 for each in ours),
-        "ms",
-        peer=median_or_none(each.p50 for each in theirs),
-        target=Target(at_most=20),
-        smaller=True,
+    yield less_is_better(
+        "latency p50", "ms", (each.p50 for each in ours), (each.p50 for each in theirs), Target(at_most=20)
     )
-    yield Figure(
-        "latency p99",
-        median(each.p99 for each in ours),
-        "ms",
-        peer=median_or_none(each.p99 for each in theirs),
-        target=Target(at_most=100),
-        smaller=True,
+    yield less_is_better(
+        "latency p99", "ms", (each.p99 for each in ours), (each.p99 for each in theirs), Target(at_most=100)
     )
     yield Figure(
         "latency, changes written",

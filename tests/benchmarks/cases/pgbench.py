@@ -22,7 +22,7 @@ from infra.stack.postgresql.postgres_programs import installed_programs
 from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
 from schemas.positions import format_lsn
-from tests.benchmarks.bench import PATIENCE, Bench, Site, drop_slot, median, median_or_none
+from tests.benchmarks.bench import PATIENCE, Bench, Site, drop_slot, less_is_better, median
 from tests.benchmarks.debezium import Debezium, has_debezium
 from tests.benchmarks.delays import Clock, Delay, Follower, debezium_clock, headrace_clock, percentile, within
 from tests.benchmarks.figures import Figure, Target, displayed
@@ -167,19 +167,17 @@ def _costs(outcomes: dict[str, list[Outcome]]) -> Iterator[Figure]:
         peer = None if name == "pg_recvlogical" else shares["pg_recvlogical"]
         yield Figure(f"pgbench, walsender's share of PostgreSQL, {name}", value, "%", peer=peer, smaller=True)
     for who in ours[0].cpu:
-        yield Figure(
+        yield less_is_better(
             f"pgbench, CPU of {who}",
-            median(each.cpu[who] for each in ours),
             "us/transaction",
-            peer=median_or_none(each.cpu[who] for each in theirs),
-            smaller=True,
+            [each.cpu[who] for each in ours],
+            [each.cpu[who] for each in theirs],
         )
-    yield Figure(
+    yield less_is_better(
         "pgbench, context switches of the walsender",
-        median(each.switches for each in ours),
         "1/transaction",
-        peer=median_or_none(each.switches for each in theirs),
-        smaller=True,
+        (each.switches for each in ours),
+        (each.switches for each in theirs),
     )
 
 
@@ -188,20 +186,18 @@ def _lags(outcomes: dict[str, list[Outcome]]) -> Iterator[Figure]:
         [each.lag for each in outcomes.get(name, []) if each.lag is not None] for name in ("headrace", "Debezium")
     )
     for share in ("p50", "p99"):
-        yield Figure(
+        yield less_is_better(
             f"pgbench, latency {share}",
-            median(getattr(lag, share) for lag in ours),
             "ms",
-            peer=median_or_none(getattr(lag, share) for lag in theirs),
-            smaller=True,
+            [getattr(lag, share) for lag in ours],
+            [getattr(lag, share) for lag in theirs],
         )
-    yield Figure(
+    yield less_is_better(
         "pgbench, latency p99 of the last third / middle third",
-        median(lag.growth for lag in ours),
         "x",
-        peer=median_or_none(lag.growth for lag in theirs),
-        target=Target(at_most=2),
-        smaller=True,
+        (lag.growth for lag in ours),
+        (lag.growth for lag in theirs),
+        Target(at_most=2),
     )
 
 
