@@ -24,7 +24,7 @@ from infra.settings.model import Settings
 from infra.settings.registry_settings import RegistrySettings
 from infra.stack.brokers.java import find_java
 from infra.stack.processes.keeper import Guarded, Keeper
-from infra.stack.processes.ports import free_port
+from infra.stack.processes.ports import free_port, free_ports
 from tests.interop import changes
 from tests.interop.programs import apicurio_home
 from tests.producers.sources import Source, running, settings_for, topic_of
@@ -48,7 +48,7 @@ class World:
 @contextmanager
 def apicurio(keeper: Keeper, directory: Path) -> Iterator[tuple[str, str]]:
     """Apicurio Registry with its data in memory: the addresses of its two interfaces."""
-    port, management = free_port(), free_port()
+    port, management = free_ports(2)
     options = {"http.host": "127.0.0.1", "http.port": port}
     options |= {"management.host": "127.0.0.1", "management.port": management}
     words: list[str | Path] = [

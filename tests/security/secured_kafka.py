@@ -28,7 +28,7 @@ from infra.settings.model import KafkaSettings
 from infra.stack.brokers.broker_settings import SETTINGS
 from infra.stack.brokers.cluster import EmbeddedKafka
 from infra.stack.processes.keeper import Keeper
-from infra.stack.processes.ports import free_port
+from infra.stack.processes.ports import free_ports
 from tests.security.authority import Authority, Certificate
 
 _SECONDS: Final = 120.0
@@ -49,7 +49,7 @@ class SecuredKafka(EmbeddedKafka):
 
     def __init__(self, directory: Path, keeper: Keeper, authority: Authority) -> None:
         self.authority = authority
-        self.scram_port, self.tls_port = free_port(), free_port()
+        self.scram_port, self.tls_port = free_ports(2)
         self._passwords: dict[str, str] = {}
         super().__init__(directory, keeper, settings=self._security(authority.server("broker")))
 

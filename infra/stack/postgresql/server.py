@@ -301,7 +301,8 @@ class EmbeddedPostgres(DatabaseServer):
             else:
                 return
         raise DatabaseUnavailable(
-            f"PostgreSQL did not answer within {READY_SECONDS:.0f} s: {cause}", remedy=f"its log is {self.log}"
+            f"PostgreSQL did not answer within {READY_SECONDS:.0f} s: {cause}; it wrote: {process.last_lines()}",
+            remedy=f"its log is {self.log}",
         )
 
     def _write_private(self, name: str, text: str) -> Path:

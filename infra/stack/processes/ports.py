@@ -34,6 +34,14 @@ def free_port() -> int:
     )
 
 
+def free_ports(count: int) -> list[int]:
+    """Return as many distinct ports, each free now: none is taken yet, so that two free_port() could be the same."""
+    chosen: set[int] = set()
+    while len(chosen) < count:
+        chosen.add(free_port())
+    return list(chosen)
+
+
 def require_free(port: int, server: str, option: str) -> None:
     """Raise UsageError if `port`, set with `option`, is taken."""
     if not is_free(port):

@@ -20,7 +20,7 @@ from infra.stack.brokers.broker import Cluster, EmbeddedBroker, kafka_uuid
 from infra.stack.brokers.broker_settings import HEAP, SMALL_HEAP, of_cluster
 from infra.stack.postgresql.server import EmbeddedPostgres
 from infra.stack.processes.keeper import Keeper
-from infra.stack.processes.ports import free_port
+from infra.stack.processes.ports import free_ports
 from schemas.topics import table_topic
 from tests.chaos import witness
 from tests.chaos.forked import Service
@@ -73,8 +73,11 @@ class World:
         keeper = Keeper(remove=self.directory)
         self._closing.callback(keeper.close)
         names = [f"kafka{number}" for number in range(brokers)]
-        ports = {node: free_port() for node in (*names, PRIMARY, STANDBY, REGISTRY)}
-        both = {name: [ports[name], free_port()] for name in names}
+        nodes = (*names, PRIMARY, STANDBY, REGISTRY)
+        # Of two servers with one port, the second would be reached at the first's address.
+        chosen = free_ports(len(nodes) + brokers)
+        ports = dict(zip(nodes, chosen, strict=False))
+        both = {name: [ports[name], other] for name, other in zip(names, chosen[len(nodes) :], strict=True)}
         owned: dict[str, list[int]] = {**{node: [port] for node, port in ports.items()}, **both}
         owned |= {PRODUCER: [], **{f"{CONSUMER}{number}": [] for number in range(_CONSUMERS * len(MIGRATIONS))}}
         self.network = Network(owned) if network and missing() is None else None
