@@ -107,7 +107,7 @@ class Source:
         return beat(self.connection)
 
     def caught_up(self, check: Callable[[], None] = lambda: None) -> None:
-        """Wait until all earlier writes are published and every table is copied; `check` may raise meanwhile.
+        """Wait until all earlier writes are published, and all tables copied and re-snapshotted; `check` may raise.
 
         A table that was copied, and is to be re-snapshotted from scratch by the session that begins next, is not: its
         topic is about to be emptied. One that is stopped waits for a later start.
@@ -119,7 +119,8 @@ class Source:
             state = self.state()
             tables = state.snapshots.values()
             copied = bool(tables) and all(each.done and (each.stopped or not each.from_scratch) for each in tables)
-            return copied and state.stream is not None and state.stream.commit_lsn >= lsn
+            again = any((each.reread or each.asked) and not each.stopped for each in tables)
+            return copied and not again and state.stream is not None and state.stream.commit_lsn >= lsn
 
         until(there, f"{self.name} at {lsn}")
 
