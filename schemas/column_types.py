@@ -13,9 +13,10 @@ src/backend/utils/adt/numeric.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
+
+from schemas.lazy_dataclass import dataclass
 
 Schema = dict[str, Any]
 """An Avro record schema as a JSON object."""
@@ -63,7 +64,7 @@ _AVRO: Final[dict[Kind, Any]] = {
 _PARTIAL: Final = {Kind.DATE, Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ, Kind.DECIMAL}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ColumnType:
     """A column's type for Avro.
 

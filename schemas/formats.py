@@ -11,11 +11,12 @@ Callers name a format through this module (`formats.POSITIONS`), so that a build
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import metadata
 from typing import Any, Final
 
 from schemas.errors import Malformed, Refused
+from schemas.lazy_dataclass import dataclass
 
 VERSION_MARK: Final = "format"
 PROGRAM_MARK: Final = "written_by"

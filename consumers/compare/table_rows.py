@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from schemas.codec.decoder import Decoder, KeyDecoder
 from schemas.codec.encoder import Encoder
 from schemas.errors import UsageError
 from schemas.events import Column, Origin, Relation
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 from schemas.wire import HEADER_BYTES
 from schemas.xid_snapshot import Moment
@@ -46,7 +46,7 @@ RANGE_BYTES: Final = 32 << 20
 """The most that COPY sends at a time, but at least one row."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KeyRange:
     """The rows of a range of keys, as lines of COPY.
 

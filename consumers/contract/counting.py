@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -21,6 +20,7 @@ from consumers.contract.suggested_index import creation
 from infra.postgres import connect
 from infra.settings.database_login import Address
 from schemas.errors import HeadraceError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, parse_lsn
 
 UNLIMITED: Final = 0
@@ -29,7 +29,7 @@ UNLIMITED: Final = 0
 _EXPLAIN_MS: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Count:
     """The number of remaining rows: None if unknown, the planner's guess if `estimated`.
 

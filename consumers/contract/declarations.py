@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from consumers.contract.backfill import Backfill
@@ -17,13 +16,14 @@ from consumers.contract.suggested_index import SuggestedIndex
 from consumers.ledger.versions import Declared
 from infra.settings.model import MigrationSettings
 from infra.settings.section import NAME_PATTERN
+from schemas.lazy_dataclass import dataclass
 
 _PRIVILEGES: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 _TABLE: Final = re.compile(r"[^.\s*?\[\]]+\.[^.\s*?\[\]]+")
 _MISSING: Final = object()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mistake:
     """A problem with a declaration, and a correct example."""
 

@@ -10,19 +10,20 @@ import inspect
 import pkgutil
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import ModuleType
 from typing import Final
 
 from consumers.contract.declarations import Mistake, mistakes
 from consumers.contract.migration import API, Migration
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 
 BUILT_IN: Final = "built in"
 """The origin of headrace's own migrations."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """A class that was found. `stem` is its file's name, `origin` a folder, a distribution, or BUILT_IN."""
 
@@ -31,7 +32,7 @@ class Candidate:
     kind: type[Migration]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Broken:
     """A migration that cannot run. `name` is its name, or else its file's name; `place` is `file:line`."""
 
@@ -50,7 +51,7 @@ class BrokenMigration(UsageError):
     """Fix its file. Other migrations are not affected."""
 
 
-@dataclass(slots=True)
+@dataclass()
 class Discovered:
     """What was found: name → class of valid migrations, name → their origin, and name → broken migration."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from consumers.declared.expression import NotAnExpression, Token, tokens
 from schemas.events import UNCHANGED
+from schemas.lazy_dataclass import dataclass
 
 Literal = str | int | bool
 
@@ -20,7 +20,7 @@ _FORMS: Final = "use column = 'text', <>, IN (…), IS NULL and IS NOT NULL, joi
 _WHOLE: Final = re.compile(r"\d+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Term:
     """A comparison of `column`: with one of `values`, or with NULL if there are none; `negated` for <> and NOT."""
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from schemas.lazy_dataclass import dataclass
 
 _SPACE: Final = re.compile(r"[ \t\r\n]+")
 _WORD: Final = re.compile(r"[A-Za-z_\x80-\U0010ffff][\w$]*")
@@ -25,7 +26,7 @@ class NotAnExpression(ValueError):
     """The text is not one SQL expression; the message says why, as the end of a sentence."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Token:
     """`kind` is word, quoted, string, escaped (an E'…' string), number or sign; `text` has no quotes around it."""
 

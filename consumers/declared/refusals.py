@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -24,6 +23,7 @@ from infra.postgres.key_order import key_order
 from infra.settings.declare import DeclareSettings
 from infra.settings.mistakes import close_to
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class RefusedDeclaration(UsageError):
     """Correct the section; nothing was changed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Column:
     """A column of the table. Events have its values as a prefilter compares them if it is `compared`."""
 
@@ -218,7 +218,7 @@ def _over(declaration: DeclareSettings, source: sql.Composable) -> sql.Composed:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sample:
     """What updating some rows showed: how many, for how many the guard is still true, and the keys as text."""
 

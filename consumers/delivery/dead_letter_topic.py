@@ -9,7 +9,6 @@ headers have the reason, the run and the event's key.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +20,7 @@ from infra.service import log
 from infra.settings.model import Settings
 from schemas import formats
 from schemas.errors import Malformed
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Offset
 from schemas.topics import dead_letters_topic
 
@@ -46,7 +46,7 @@ class NewDeadLetter(NamedTuple):
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """One dead letter, recorded by a consumer of `database` in run `run`."""
 

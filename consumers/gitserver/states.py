@@ -23,7 +23,6 @@ state older than the disks continues from the disks.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -31,6 +30,7 @@ from typing import Any, Final
 import psycopg
 
 from consumers.routing.placement import PARTITIONS, normalised, partition_of
+from schemas.lazy_dataclass import dataclass
 
 Cursor = psycopg.Cursor[Any]
 
@@ -73,7 +73,7 @@ TRANSITIONS: Final = {
 """(from, to) → its condition."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Move:
     """One name's move; `raw` is the application's spelling of the name, as placement takes it."""
 
@@ -86,7 +86,7 @@ class Move:
     """For a passed move: whether no reader is sent to its old copy any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Repository:
     """A cloned repository as the application has it now."""
 

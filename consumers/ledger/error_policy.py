@@ -6,7 +6,6 @@ its position is safe in the ledger.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -16,6 +15,7 @@ from consumers.ledger.fence import Failed, Paused, RunReplaced
 from consumers.ledger.progress import LedgerMoved
 from infra.postgres.connect import hidden_rows, one_line
 from schemas.errors import DatabaseUnavailable, HeadraceError, OwnershipMoved, Unavailable
+from schemas.lazy_dataclass import dataclass
 
 
 class Action(Enum):
@@ -37,7 +37,7 @@ class Action(Enum):
     """End the consumer with the error; its position is safe in the ledger."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule:
     """One row: `match` is an exception class or the prefix of an SQLSTATE; None matches a lost connection.
 

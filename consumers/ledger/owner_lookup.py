@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from infra.postgres import connect, table_format
 from infra.postgres.control import Ownership, ownership
 from infra.settings.model import Settings
 from schemas.errors import OwnershipMoved, SettingsError, Unavailable
 from schemas.gitlab_schemas import PER_DATABASE
+from schemas.lazy_dataclass import dataclass
 
 
 class TwoOwners(OwnershipMoved):
     """Stop what writes to one of them, and correct headrace.schema_ownership there (docs/how-to/switchover.md)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """The answer of a database, by its name in the settings."""
 
@@ -34,7 +34,7 @@ class Answer:
         return f"{said} but is a standby" if self.recorded.standby else said
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answers:
     """The answers of several databases; `silent` did not answer."""
 

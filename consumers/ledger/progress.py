@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -19,6 +19,7 @@ from consumers.ledger import fence
 from consumers.ledger.versions import Declared, agree
 from infra.postgres.parameters import storable
 from schemas.errors import HeadraceError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Offset
 
 Connection = psycopg.Connection[Any]
@@ -49,7 +50,7 @@ class LedgerMoved(HeadraceError):
     """Another consumer has this partition now; nothing was written, and the position is reread from the ledger."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Entry:
     """The ledger's entry for one partition in one run."""
 
@@ -58,7 +59,7 @@ class Entry:
     topic_id: str
 
 
-@dataclass(slots=True)
+@dataclass()
 class Advance:
     """One partition's advance in a transaction, from `expected` to `next_offset`, and its counts."""
 

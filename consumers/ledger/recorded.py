@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 import psycopg
@@ -11,6 +11,7 @@ import psycopg
 from consumers.ledger.progress import Connection, Place
 from infra.postgres import table_format
 from infra.postgres.control import Owner, Ownership
+from schemas.lazy_dataclass import dataclass
 
 FRESH_SECONDS: Final = 15.0
 """A rate or a throttle that was not updated for so long belongs to a consumer that is gone."""
@@ -48,7 +49,7 @@ _STATEMENTS: Final = (
 )
 
 
-@dataclass(slots=True)
+@dataclass()
 class Recorded:
     """The records of a migration; the defaults are those before its first run."""
 
@@ -76,7 +77,7 @@ class Recorded:
         return set(self.consumers.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Records:
     """What a database has recorded: about itself, its prefix, and each migration that has run or has a pace."""
 

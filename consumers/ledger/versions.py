@@ -7,20 +7,21 @@ same run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
 from schemas.errors import Refused
+from schemas.lazy_dataclass import dataclass
 
 
 class OtherVersion(Refused):
     """Run consumers of one version, with the same options; `headrace replay NAME` starts a run with these."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Declared:
     """A migration as one process declares it: version, and option → value for those that are not defaults."""
 

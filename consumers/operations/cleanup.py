@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -18,6 +17,7 @@ from infra.postgres.control import require_name, require_prefix
 from infra.settings.model import Settings
 from infra.state.history import Actor, OperatorAction, record_action
 from schemas.errors import OwnershipMoved
+from schemas.lazy_dataclass import dataclass
 
 _STALE: Final = """
 SELECT m.name, coalesce(declared.gitlab_schema, m.gitlab_schema), o.owner, m.run,
@@ -39,7 +39,7 @@ SELECT c.relname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 """Every table of headrace's with rows of a migration has a column of this name; the history, which stays, has not."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StaleRecord:
     """The records in a database of a migration that continues elsewhere; `kept` is the reason not to remove them."""
 

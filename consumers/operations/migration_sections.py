@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from consumers.contract.discovery import Broken
@@ -18,13 +17,14 @@ from infra.health.indicator import Limit, limits
 from infra.settings.mistakes import Location, close_to
 from infra.settings.model import Settings, switches
 from schemas.errors import SettingsError, UsageError
+from schemas.lazy_dataclass import dataclass
 
 
 class UnknownMigration(SettingsError):
     """Correct the name in the settings or the environment, or remove it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unknown:
     """A section, or a switch in the environment, of a migration that does not exist; `meant` is a similar name."""
 

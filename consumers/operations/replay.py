@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from psycopg import Connection
 from psycopg.types.json import Jsonb
@@ -25,12 +25,13 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from infra.state.history import Actor, OperatorAction, record_action
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Offset
 from schemas.topics import group_name
 from schemas.wire import split_wire
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Replay:
     """A new run: its number, and the offset that each partition starts at."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -18,13 +17,14 @@ from infra.kafka import clients, topics
 from infra.settings.model import KafkaSettings
 from schemas.codec.header import HeaderReader
 from schemas.errors import Malformed, UsageError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, Offset, format_lsn, parse_lsn
 from schemas.wire import HEADER_BYTES
 
 _TIMEOUT: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Beginning:
     """Everything in the topics: the whole table."""
 
@@ -33,7 +33,7 @@ class Beginning:
         return "beginning"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SinceTime:
     """Everything produced at `moment` or later, and so everything committed at the source since then.
 
@@ -47,7 +47,7 @@ class SinceTime:
         return f"timestamp:{self.moment.isoformat()}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SinceLsn:
     """Everything whose transaction committed at `lsn` or later; rows of a snapshot have the stream's position."""
 

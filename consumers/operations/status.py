@@ -6,7 +6,7 @@ Its fields are a contract (consumers.operations.overview.status_models).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 import psycopg
@@ -32,13 +32,14 @@ from infra.postgres import connect, control
 from infra.settings.model import Settings
 from infra.state.positions import read_sources
 from schemas.errors import HeadraceError, OwnershipMoved, UsageError
+from schemas.lazy_dataclass import dataclass
 from schemas.topics import group_name
 
 _COUNT_MS: Final = 2_000
 """How long the server may count the remaining rows; after that the planner's estimate is reported."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Placed:
     """A migration and the database that it writes; `problem`: no consumer can write there now."""
 
@@ -47,7 +48,7 @@ class Placed:
     problem: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass()
 class Known:
     """What is known of a migration, from its database and from Kafka."""
 

@@ -11,7 +11,6 @@ import math
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any, Final
@@ -19,6 +18,7 @@ from uuid import UUID
 
 from schemas.avro import COLUMN_PROPERTY, row_record
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 
 _BOOLEANS: Final = {
     **dict.fromkeys(("t", "true", "y", "yes", "on", "1"), "true"),
@@ -38,7 +38,7 @@ _EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _TOO_FINE: Final = re.compile(r"\.\d{7}").search
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KeyKind:
     """A key column's Avro type or logical type, with a decimal's precision and scale."""
 

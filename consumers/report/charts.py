@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final
@@ -12,6 +11,7 @@ from xml.etree.ElementTree import Element
 
 from consumers.report.facts import Facts, Period, Sample
 from consumers.report.markup import tag
+from schemas.lazy_dataclass import dataclass
 
 _WIDTH, _HEIGHT = 760, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 16, 14, 34
@@ -24,7 +24,7 @@ _STEPS: Final = (60, 300, 900, 3_600, 10_800, 21_600, 43_200, 86_400, 172_800, 6
 """Seconds between two marks of the time axis."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rate:
     """Events a second between two samples."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, LiteralString, NamedTuple
 
@@ -25,6 +24,7 @@ from infra.postgres import connect, control
 from infra.settings.model import Settings
 from infra.state.history import History, HistoryEntry, whole_history
 from schemas.errors import HeadraceError, UsageError
+from schemas.lazy_dataclass import dataclass
 from schemas.topics import group_name
 
 Connection = psycopg.Connection[Any]
@@ -101,7 +101,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Facts:
     """What is known of one run at `now`, by the clock of its database's server; None is not known."""
 
@@ -183,7 +183,7 @@ def paused_periods(actions: Sequence[HistoryEntry], name: str, end: datetime) ->
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Topics:
     """The ends of the topics now, and whether consumers are in the group; `ends` is None if Kafka does not answer."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +17,13 @@ from consumers.repositories.storage import Copy
 from consumers.repositories.trees import Entry
 from schemas import formats
 from schemas.errors import Malformed
+from schemas.lazy_dataclass import dataclass
 
 BASE: Final = "headrace-moving"
 """The file's name."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Base:
     """Refs and files that both copies had; see refs.py and trees.py."""
 

@@ -22,13 +22,13 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from infra.settings.gitserver import GitserverSettings
 from schemas.errors import HeadraceError, SettingsError
+from schemas.lazy_dataclass import dataclass
 
 OWN: Final = ".headrace"
 """headrace's own directory in each root."""
@@ -47,7 +47,7 @@ class Misplaced(NotAPlace):
     """Move its directory to the node that readers are sent to, then `headrace dead-letters retry rehash_moves`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Root:
     """One node's root directory."""
 
@@ -193,7 +193,7 @@ class Root:
         return path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Copy:
     """One copy of the repository with this name, in its place or during its move, and its root."""
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
@@ -27,6 +27,7 @@ from infra.postgres import connect as postgres
 from infra.settings.database_login import Where
 from infra.settings.gitserver import GitserverSettings
 from schemas.errors import HeadraceError, SettingsError, Unavailable
+from schemas.lazy_dataclass import dataclass
 
 _QUERY: Final = "SELECT partition, upto, finished FROM headrace.rehash_cursors"
 
@@ -51,7 +52,7 @@ class Cursor(NamedTuple):
         return self.finished or (self.upto is not None and key <= self.upto)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     """The table's content, not older than `asked_at`, in seconds of the reader's clock."""
 

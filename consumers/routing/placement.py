@@ -15,7 +15,7 @@ import posixpath
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Final
@@ -23,6 +23,7 @@ from typing import Final
 import xxhash
 
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 
 PARTITIONS: Final = 16
 """The number of partitions of the names, each with its own cursor; see `partition_of`."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import psycopg
@@ -28,6 +27,7 @@ from infra.service import log
 from infra.settings.model import Settings
 from infra.state.positions import Positions, SourceState
 from schemas.errors import HeadraceError, Unavailable
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, Offset
 
 _IDLE_SECONDS: Final = 3.0
@@ -51,7 +51,7 @@ class RowsLeft(HeadraceError):
     """Let the consumer catch up, check `headrace status` and `headrace dead-letters list`, then verify again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verdict:
     """The result of a completion check.
 

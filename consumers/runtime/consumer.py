@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 import psycopg
@@ -26,11 +26,12 @@ from consumers.runtime.totals import Report, Totals
 from infra.service import log
 from infra.service.service_state import THIS, TOPICS
 from schemas.errors import BrokerUnavailable, DatabaseUnavailable, HeadraceError, Interrupted
+from schemas.lazy_dataclass import dataclass
 
 _POLL_SECONDS: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Intervals:
     """How often a consumer does what it does again and again, in seconds."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from consumers.contract.migration import Migration
 from consumers.delivery.dead_letter_topic import DeadLetterWriter
@@ -19,9 +19,10 @@ from consumers.runtime.external_driver import Working
 from consumers.runtime.ledger_positions import LedgerPositions
 from consumers.runtime.throttle import Throttle
 from consumers.runtime.totals import Totals
+from schemas.lazy_dataclass import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """The parts of one consumer of a migration in `database`; `consumers.runtime.assembly` creates them."""
 

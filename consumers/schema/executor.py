@@ -10,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -28,6 +27,7 @@ from infra.service.signals import shut_down
 from infra.state.history import Actor, OperatorAction, operator, record_action
 from infra.state.snapshot_requests import SnapshotRequest, send_request
 from schemas.errors import HeadraceError, Interrupted, PreflightFailed, Refused
+from schemas.lazy_dataclass import dataclass
 
 Connection = psycopg.Connection[Any]
 
@@ -80,7 +80,7 @@ _COUNTED: Final = (Release.CONTRACT, Release.EXPAND_DOWN)
 """The releases that depend on the rows' values."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Done:
     """A step that was executed: its description, and its number of tries and duration."""
 

@@ -11,7 +11,7 @@ run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Final
 
@@ -19,6 +19,7 @@ from psycopg import sql
 
 from consumers.contract.backfill import Backfill
 from schemas.errors import Refused
+from schemas.lazy_dataclass import dataclass
 
 NOT_NULL: Final = "not_null"
 """The check that contract adds: check_<table>_<column>_not_null."""
@@ -42,7 +43,7 @@ class Release(StrEnum):
     EXPAND_DOWN = "expand --down"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Found:
     """The state of a backfill in a database.
 
@@ -61,7 +62,7 @@ class Found:
     known: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """A statement, in a transaction of its own.
 

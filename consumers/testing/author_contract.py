@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,9 +13,10 @@ from consumers.testing.promises import PROMISES, NotApplicable
 from consumers.testing.table_case import TableCase
 from consumers.testing.world import world_of
 from infra.stack import Stack
+from schemas.lazy_dataclass import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contract:
     """What the fixture `headrace_contract` gives: a test that takes it runs once for each promise."""
 

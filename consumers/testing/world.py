@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from consumers.runtime.totals import Totals
 from consumers.testing.case import Case
 from consumers.testing.table_case import DATABASE
 from infra.settings.model import Settings
+from schemas.lazy_dataclass import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class World:
     """See above; `connection` is in autocommit mode."""
 

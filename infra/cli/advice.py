@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from infra.settings.model import Settings
 from schemas.errors import printable
+from schemas.lazy_dataclass import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Advice:
     """A problem, the lines that show it, and a remedy; `blocks` marks an obstacle."""
 

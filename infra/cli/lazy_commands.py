@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from infra.cli.help_text import HelpContext
+from schemas.lazy_dataclass import dataclass
 
 APPEARANCE: Final[Mapping[str, Any]] = {
     "add_completion": False,
@@ -22,7 +22,7 @@ _NO_HELP: Final = {"help": False}
 """The default of `--help`. Where it is None, typer imports pydantic to convert it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Listed:
     """A command, or a group of them, before its module is imported.
 

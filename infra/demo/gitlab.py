@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
 import psycopg
 
 from infra.postgres.connect import connect
+from schemas.lazy_dataclass import dataclass
 
 SKIPPED_SHARE: Final = 27_700 / 1_000_000
 """27,700 of a million rows are skipped for too many tags."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -22,6 +22,7 @@ from infra.settings.model import Settings
 from infra.state.positions import SourceState, StrayState
 from schemas.errors import HeadraceError
 from schemas.gitlab_schemas import PER_DATABASE
+from schemas.lazy_dataclass import dataclass
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ _NAMED: Final = 3
 _READ: Final = "SELECT active FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GivenTable:
     """A table of a gitlab schema that another database owns.
 
@@ -50,7 +51,7 @@ class GivenTable:
     last: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GivenAway:
     """A gitlab schema that `owner` owns and of which `database` still has tables."""
 

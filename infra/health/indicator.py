@@ -10,7 +10,6 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Final
 
@@ -19,6 +18,7 @@ import psycopg
 import infra.health
 from infra.service import log
 from schemas.errors import SettingsError
+from schemas.lazy_dataclass import dataclass
 
 Cursor = psycopg.Cursor[Any]
 Limit = bool | int | float | str
@@ -27,7 +27,7 @@ _STATEMENT_MS: Final = 2_000
 """The time limit for an indicator: a slow database must not be queried for long."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """The tables that the migration writes or the snapshot reads, as `schema.table`, and the limit of the settings."""
 
@@ -35,12 +35,12 @@ class Subject:
     limit: Limit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fine:
     """The database is healthy."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stop:
     """Throttle the migration, or the snapshot, until this is over.
 
@@ -50,7 +50,7 @@ class Stop:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unknown:
     """The indicator has no answer, which never throttles anything."""
 

@@ -7,11 +7,12 @@ own list, and docs/reference/kafka-errors.md with this table. `infra.kafka.clien
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from confluent_kafka import KafkaError as K
+
+from schemas.lazy_dataclass import dataclass
 
 
 class Course(StrEnum):

@@ -8,12 +8,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from infra.service import log
 from infra.service.command_output import CommandFailed, output_of
 from schemas.errors import HeadraceError
+from schemas.lazy_dataclass import dataclass
 
 SETTING: Final = "kafka.oauth_token_command"
 _REUSED: Final = 0.5
@@ -23,7 +24,7 @@ Answer = tuple[str, float, str, dict[str, str]]
 """What confluent-kafka's `oauth_cb` returns: the token, when it expires, its principal, extensions."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Token:
     """A token for brokers; `expires_at` is in seconds since 1970."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -22,6 +21,7 @@ from infra.kafka import clients
 from infra.kafka.denials import DENIALS
 from infra.settings.model import KafkaSettings
 from schemas.errors import BrokerUnavailable, HeadraceError
+from schemas.lazy_dataclass import dataclass
 
 COMPACTED: Mapping[str, str] = {"cleanup.policy": "compact"}
 """For a topic that is a whole table: the last record of each key stays."""
@@ -63,7 +63,7 @@ def ensure_topic(
     return ensure_topics(settings, [name], partitions=partitions, config=config).partitions[name]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ensured:
     """Topics that exist now: topic → number of partitions, and those of them that this call created."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +16,7 @@ from infra.postgres import table_format
 from infra.postgres.foreign_schema import require_own_schema
 from schemas import formats
 from schemas.errors import PreflightFailed, Refused
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, parse_lsn
 
 Connection = psycopg.Connection[Any]
@@ -66,7 +66,7 @@ class Owner(NamedTuple):
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ownership:
     """What a database records about itself: its name, whether it is a standby, and gitlab schema → owner."""
 

@@ -16,7 +16,6 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -24,6 +23,7 @@ from psycopg import pq
 
 from infra.postgres import libpq
 from schemas.codec import implementation
+from schemas.lazy_dataclass import dataclass
 
 _READ_BYTES: Final = 1 << 20
 _PASSED_OVER: Final = frozenset(b"HcCNSA")
@@ -40,7 +40,7 @@ _WAIT_MS: Final = 500
 _head = struct.Struct("!cI")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lines:
     """Joined lines of COPY's text format, and their number; not `whole` if a limit of bytes left out others."""
 

@@ -9,17 +9,18 @@ no two rows are equal, and a range may end at any row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql
 
+from schemas.lazy_dataclass import dataclass
+
 _SIGNS: Final = ("<", "<=", "=", ">=", ">")
 """In the order of btree strategies, 1 to 5."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operators:
     """The operators that compare one column of a key, from one btree operator class.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, b
 from infra.kafka import clients
 from infra.settings.model import KafkaSettings
 from schemas.errors import PreflightFailed
+from schemas.lazy_dataclass import dataclass
 
 _SECONDS: Final = 30.0
 ANY_HOST: Final = "*"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -20,6 +19,7 @@ from infra.kafka.denials import DENIALS, AccessDenied, principal
 from infra.rights.acls import Acl, Kind, Operation
 from infra.settings.model import KafkaSettings
 from schemas.errors import Fenced, HeadraceError
+from schemas.lazy_dataclass import dataclass
 
 _SECONDS: Final = 20.0
 _TICK: Final = 0.1

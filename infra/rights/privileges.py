@@ -6,11 +6,12 @@ producers/source/rights.py and consumers/operations/rights.py define the require
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
+
+from schemas.lazy_dataclass import dataclass
 
 HEADRACE: Final = "headrace"
 """The schema of headrace's own tables."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from infra.rights.acls import Acl
 from infra.rights.privileges import TablePrivileges
 from infra.settings.model import Settings
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from infra.schema_registry.subjects import Subjects, Version
+from schemas.lazy_dataclass import dataclass
 
 CONTENT_TYPE: Final = "application/vnd.schemaregistry.v1+json"
 LONGEST_BODY: Final = 1 << 20
@@ -25,7 +25,7 @@ _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _READ_ONLY: Final = "this registry is read-only: headrace's producers register the schemas"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """A status and a document; `lasting`: no later record of the topic changes it."""
 
@@ -34,7 +34,7 @@ class Answer:
     lasting: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """A request's method, the parts of its path, its parameters, and its body."""
 

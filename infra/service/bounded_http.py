@@ -7,18 +7,18 @@ import json
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Final
 
 from schemas.errors import SettingsError
+from schemas.lazy_dataclass import dataclass
 
 _IDLE_SECONDS: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limits:
     """The limits of a server: of open connections, of which one more is closed at once, and in seconds."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from infra.service.terminal import colored
 from schemas.errors import printable
+from schemas.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import structlog
@@ -100,7 +100,7 @@ def _printable(_logger: object, _method: str, fields: structlog.typing.EventDict
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Log:
     """A logger that adds `fields` to every line."""
 

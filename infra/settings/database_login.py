@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Annotated, Self
 
 import psycopg
@@ -13,6 +13,7 @@ from infra.settings.mistakes import close_to
 from infra.settings.providers import PROVIDERS
 from infra.settings.registry_settings import HIDDEN
 from infra.settings.section import Section
+from schemas.lazy_dataclass import dataclass
 
 Word = Annotated[str, StringConstraints(min_length=1)]
 """A word of a command, which is run without a shell."""
@@ -23,7 +24,7 @@ def without_arguments(command: tuple[str, ...]) -> tuple[str, ...]:
     return (*command[:1], *[HIDDEN] * len(command[1:]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Address:
     """A server's database and the role there: a libpq connection string, and the command that prints the password."""
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from infra.settings.mistakes import Location, Mistakes
 from infra.settings.model import PATTERN_WORDS, Settings
 from schemas import formats
 from schemas.errors import Malformed, SettingsError
+from schemas.lazy_dataclass import dataclass
 
 DEFAULT_FILE = Path("headrace.toml")
 
@@ -29,7 +29,7 @@ def settings_path(path: Path | None) -> Path:
     return path or Path(os.environ.get("HEADRACE_CONFIG") or DEFAULT_FILE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class InvalidSetting:
     """A mistake in the settings: its file and line, or its environment variable, and a sentence about its key."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,7 @@ from infra.settings.model import PATTERN_WORDS, DatabaseSettings
 from infra.settings.section import NAME_PATTERN
 from schemas.errors import SettingsError
 from schemas.gitlab_schemas import KNOWN
+from schemas.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import yaml
@@ -37,7 +38,7 @@ _PARTITIONS: Final = ("gitlab_partitions_dynamic", "gitlab_partitions_static")
 """The schemas where GitLab puts partitions, under names that are not in the dictionary."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Place:
     """A file, and a line of it, counted from 1; without a line, all of it."""
 
@@ -53,7 +54,7 @@ class Place:
         return SettingsError(f"gitlab_dictionary {self}: {problem}", remedy=remedy)
 
 
-@dataclass(slots=True)
+@dataclass()
 class _Entries:
     """Table or view, without a schema → gitlab schema; of each entry its place."""
 
@@ -68,7 +69,7 @@ class _Entries:
         self.places.setdefault(name, place)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GitlabDictionary:
     """What GitLab's files say: table or view, without a schema → gitlab schema.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from infra.settings.mistakes import close_to
+from schemas.lazy_dataclass import dataclass
 
 Value = str | int | float | bool
 

@@ -7,14 +7,15 @@ database's name in the settings, `{role}` its role.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from schemas.lazy_dataclass import dataclass
 
 ACCEPTED: Final = "accept it with databases.{source}.allow_unlimited_wal = true"
 _BY_ATTRIBUTE: Final = "ALTER ROLE {role} REPLICATION;"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Provider:
     """Texts for the operator of one provider's server, and the signs by which the server is recognized."""
 

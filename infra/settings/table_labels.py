@@ -7,7 +7,6 @@ own list (`schemas.gitlab_schemas`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -16,12 +15,13 @@ from infra.settings.description.toml_text import toml_value
 from infra.settings.gitlab_dictionary import read_dictionary
 from infra.settings.model import DatabaseSettings
 from schemas.gitlab_schemas import KNOWN, PER_DATABASE, TABLES, UnmappedTable
+from schemas.lazy_dataclass import dataclass
 
 _NAMED: Final = 3
 """How many tables an error of one line names; the others are in the lines that it shows."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unmapped:
     """A table without a gitlab schema, why, and those of the database's gitlab schemas that it may belong to.
 

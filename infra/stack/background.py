@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import platformdirs
@@ -27,6 +27,7 @@ from infra.stack.processes.keeper import Identity, unprivileged_account, wait_go
 from infra.stack.processes.ports import is_free
 from schemas import formats
 from schemas.errors import HeadraceError, Malformed, UsageError
+from schemas.lazy_dataclass import dataclass
 
 RECORD = "stack.json"
 PORTS = "ports.json"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
+
+from schemas.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import psycopg

@@ -11,7 +11,7 @@ import os
 import pwd
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -25,6 +25,7 @@ from infra.postgres.parameters import storable
 from infra.service import log
 from infra.settings.model import Settings
 from schemas.errors import DatabaseUnavailable, UsageError
+from schemas.lazy_dataclass import dataclass
 
 Connection = psycopg.Connection[Any]
 
@@ -93,7 +94,7 @@ class Via(StrEnum):
     CONSOLE = "console"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Actor:
     """The operator of one command or request: a name, such as `alice@host` or a token's, and the reason, if given.
 
@@ -206,7 +207,7 @@ def _permitted(connection: Connection, privilege: str) -> bool:
     return connection.execute(_PERMITTED, (privilege,)).fetchone() == (True,)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HistoryEntry:
     """A recorded action; `at` is by the server's clock, and `role` is the session's role in the database.
 
@@ -236,7 +237,7 @@ class HistoryEntry:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class History:
     """Actions, newest last; `missing` are the databases that did not answer, each with the reason."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +19,7 @@ from infra.kafka.topics import LogReader
 from infra.settings.model import KafkaSettings, Settings
 from schemas import formats
 from schemas.errors import Malformed
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, Position
 from schemas.topics import positions_topic
 

@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from infra.service import log, metrics
 from infra.service.service_state import KAFKA, THIS
+from schemas.lazy_dataclass import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Patience:
     """Times in seconds: how long a call may take, how often that is looked at, and when it is logged again."""
 

@@ -8,12 +8,12 @@ with its later state. A change that was reverted in between differs too.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from infra.state.positions import ColumnForm, FormState
+from schemas.lazy_dataclass import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SilentChange:
     """Why rows of the topic may have other values in the table now.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any, Final, TypeVar
@@ -25,6 +24,7 @@ from producers.source.table_keys import spread
 from producers.source.tables import CapturedTable, comparable_key
 from schemas.codec.encoder import Encoder
 from schemas.events import Op, Relation
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, Position
 from schemas.wire import HEADER_BYTES
 
@@ -42,7 +42,7 @@ Record = dict[str, Any]
 """A record for confluent-kafka's produce_batch: `key`, `value`, optionally `partition`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TableTopic:
     """The topic of a table: its number of partitions, and the largest record in bytes."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -39,6 +38,7 @@ from producers.stream.connection import ReplicationStream, SlotInUse, StreamOpti
 from producers.stream.start_command import Streaming
 from producers.watch.catalog_watch import TableWatch
 from schemas.errors import HeadraceError, Interrupted
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 from schemas.topics import positions_topic, schemas_topic
 
@@ -48,7 +48,7 @@ SESSION: Final = "SET synchronous_commit = local"
 _TAKEOVER_SECONDS: Final = 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topics:
     """Table → what a start needs to know of its topic, and the names of the topics that this start created."""
 

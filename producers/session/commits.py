@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from producers.session.resume import ServerWal
 from producers.session.slot_monitor import SlotMonitor
 from producers.session.snapshot_requests import Requests
 from producers.watch.catalog_watch import TableWatch
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 
 FROM_SCRATCH: Final = "re-snapshot from scratch"
@@ -33,7 +33,7 @@ PARTITIONS_ADDED: Final = "partitions were added"
 """The server sends their changes only to a stream that starts afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Restart:
     """The reason why a source ends its session and opens another; `table` is to be re-snapshotted from scratch."""
 
@@ -41,7 +41,7 @@ class Restart:
     table: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Identity:
     """The writer of a source's records, and the slot and server from which they come."""
 

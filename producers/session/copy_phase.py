@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +29,7 @@ from producers.snapshot.table_snapshot import Bounds
 from producers.source.schema_changes import TableStopped
 from producers.source.table_errors import TableBusy, judged
 from producers.watch.catalog_watch import TableWatch
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, Position
 
 BARRIER_SECONDS: Final = 1.0
@@ -45,7 +45,7 @@ _AIM: Final = 0.75
 """The share of a chunk's maximum bytes for which the next chunk is planned: row sizes differ."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choice:
     """The table to read next, None when no table can be read now.
 
@@ -58,7 +58,7 @@ class Choice:
     seconds: float = BARRIER_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Copied:
     """A chunk that was read: its rows, the bytes that COPY sent, and the WAL position noted after it.
 
@@ -159,7 +159,7 @@ def choose(
     return Choice(None)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class ChunkTask:
     """A chunk of a table to read next, of about so many `rows`, or rows that have to be read by key.
 

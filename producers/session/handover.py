@@ -7,7 +7,7 @@ reads a physical copy of the same WAL, continues after it. So a table's topic ha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -29,6 +29,7 @@ from producers.source.publication import Publication, read_publication
 from producers.source.tables import CapturedTable
 from schemas.errors import Fenced, OwnershipMoved, Refused, Unavailable
 from schemas.gitlab_schemas import PER_DATABASE
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, format_lsn
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TwoSources(Refused):
     """Only a switchover moves a gitlab schema from one source to another (docs/how-to/switchover.md)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scope:
     """The tables that a source publishes when it starts.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -38,10 +37,11 @@ from producers.stream.visibility_gate import Messages
 from producers.watch.catalog_watch import TableWatch
 from producers.watch.topic_watch import TopicWatch
 from schemas.errors import Malformed
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timing:
     """The lengths of a session's phases and intervals; times in seconds."""
 
@@ -64,7 +64,7 @@ _SMALL: Final = 1 << 20
 """Bytes of COPY that whole small tables may have together before they are committed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """The parts of a session. `sql` reads the catalog, `stream` reads the slot, and `workers` read tables.
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -54,6 +53,7 @@ from producers.stream.visibility_gate import gated
 from producers.watch.catalog_watch import TableWatch
 from producers.watch.topic_watch import TopicWatch
 from schemas.codec import implementation
+from schemas.lazy_dataclass import dataclass
 from schemas.topics import positions_topic
 
 OUTDATED: Final = "its tables' state was read a moment too early"
@@ -63,7 +63,7 @@ _PATIENCE: Final = "SET lock_timeout = '2s'"
 """For queries next to a chunk, during which the stream pauses; not for what a start has to wait for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Start:
     """One start of a source's producer.
 

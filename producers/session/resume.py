@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -22,6 +21,7 @@ from producers.source.tables import CapturedTable, captured_tables
 from producers.source.writability import refused_writes
 from schemas.errors import Refused
 from schemas.gitlab_schemas import UnmappedTable
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, format_lsn, parse_lsn
 
 _WHY_LOST: Final = {
@@ -33,7 +33,7 @@ _WHY_LOST: Final = {
 """invalidation_reason → how to prevent it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServerWal:
     """A server's WAL: its database system, timeline, end, and where it left each earlier timeline.
 

@@ -9,7 +9,6 @@ import os
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from infra.state.positions import StreamState
 from producers.source import slots
 from producers.source.standby_watch import StandbyWatch
 from schemas.errors import HeadraceError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, parse_lsn
 
 _READING: Final = """
@@ -56,7 +56,7 @@ DISK: Final = "free space on the server's disk"
 IDLE_TIMEOUT: Final = "idle_replication_slot_timeout"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rate:
     """The rate of WAL growth, in bytes per second, measured over so many seconds."""
 
@@ -93,7 +93,7 @@ class WalGrowth:
         return max(rates, key=lambda rate: rate.bytes_per_second, default=None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     """The state of a slot and of its server's WAL at one moment.
 
@@ -108,7 +108,7 @@ class Reading:
     disk_free: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Forecast:
     """When a slot is lost if nothing reads it from now on.
 

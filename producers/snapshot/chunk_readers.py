@@ -10,7 +10,6 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import psycopg
@@ -18,6 +17,7 @@ import psycopg
 from infra.service.signals import bounded, shut_down
 from producers.snapshot.reader import CHUNKS_EACH, ChunkRows
 from producers.snapshot.resnapshot_rules import Texts
+from schemas.lazy_dataclass import dataclass
 
 _LEAVE_SECONDS: Final = 1.0
 """How long `close` waits for a thread; one that is still connecting ends later."""
@@ -27,14 +27,14 @@ Read = Callable[[psycopg.Connection[Any], Callable[[Texts | None], object]], Chu
 """Reads a chunk over a connection; calls its second argument as read_chunk calls `planned`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Planned:
     """A read that continues up to and including a key, and not to the end of its bounds."""
 
     upto: Texts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ended:
     """A read that returned `chunk`, or raised `error`; it holds room for so many bytes until `settled`."""
 

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Moment, Snapshot
 
@@ -29,7 +30,7 @@ Key = tuple[int | bytes, ...]
 """A row's key; compares as the database sorts it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """A copied range of keys, `after` exclusive to `upto` inclusive; None is the end of the key space.
 

@@ -7,10 +7,11 @@ does not have. The stream's connection counts for none of them: max_wal_senders 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
+
+from schemas.lazy_dataclass import dataclass
 
 _OTHERS: Final = """
 WITH server AS (
@@ -54,7 +55,7 @@ def worker_name(source: str) -> str:
     return f"{session_name(source)} worker"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shortage:
     """A limit that leaves the producer fewer connections than it has `opened` once a copy begins."""
 

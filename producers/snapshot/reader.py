@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, LiteralString, cast
 
 import psycopg
@@ -23,6 +23,7 @@ from producers.source.tables import CapturedTable, ask_relation
 from schemas.codec.copy_text import unescape
 from schemas.errors import HeadraceError
 from schemas.events import Relation
+from schemas.lazy_dataclass import dataclass
 from schemas.xid_snapshot import Moment
 
 _PATIENCE: Final = "SET LOCAL lock_timeout = '100ms'"
@@ -53,7 +54,7 @@ class TableGone(HeadraceError):
     """Remove it from databases.<name>.tables, or create it again and re-snapshot it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChunkRows:
     """The rows of one chunk: complete lines of COPY's text format, with the columns of `relation`.
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from producers.snapshot.chunk_rules import Key
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Moment
 
@@ -35,7 +36,7 @@ Texts = tuple[str, ...]
 """A key as the texts of its columns; the database compares it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KeyRange:
     """A range from `first` to `last`, both inclusive; None is the end of the key space.
 
@@ -47,7 +48,7 @@ class KeyRange:
     partition: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RememberedChunk:
     """The message keys of a chunk's rows, and when they were read."""
 
@@ -59,7 +60,7 @@ class RememberedChunk:
         return key not in self.keys or not self.moment.shows(xid, commit_lsn)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reread:
     """The progress of a range: copied up to `after`, completely once `read`."""
 

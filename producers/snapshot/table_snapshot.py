@@ -9,12 +9,12 @@ table was not in the publication. A truncate ends every copy: the stream has all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from infra.state.positions import ChunkState, IncompleteState, RangeState, RereadState, SnapshotState
 from producers.snapshot.chunk_rules import Chunk, Key, TableChunks
 from producers.snapshot.incomplete_rows import IncompleteRows
 from producers.snapshot.resnapshot_rules import KeyRange, RememberedChunk, Reread, Texts, pack_keys, united, unpack_keys
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Moment
 
@@ -22,7 +22,7 @@ Comparable = Callable[[tuple[bytes, ...]], Key]
 """Converts a key's texts to a form that compares as the database sorts it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bounds:
     """The keys to read next: from `first`, after `after`, up to and including `last`.
 

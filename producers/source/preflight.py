@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +18,7 @@ from producers.source.publication import read_publication, refuse_foreign, wante
 from producers.source.tables import captured_tables
 from producers.source.writability import WritesRefused, refused_writes
 from schemas.errors import PreflightFailed, Refused
+from schemas.lazy_dataclass import dataclass
 
 _SERVER = """
 SELECT current_setting('server_version_num')::int AS version,
@@ -35,7 +35,7 @@ FROM pg_roles r WHERE r.rolname = current_user
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finding:
     """A problem that prevents reading a source, its remedy, and lines to print after them."""
 

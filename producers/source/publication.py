@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -19,6 +18,7 @@ from psycopg.rows import dict_row
 from infra.postgres.control import HEARTBEAT, OWNERSHIP, PUBLISHED, REQUESTS
 from producers.source.tables import CapturedTable
 from schemas.errors import Refused
+from schemas.lazy_dataclass import dataclass
 
 _PUBLICATION: Final = """
 SELECT p.oid::text || '.' || p.xmin::text || coalesce(
@@ -75,7 +75,7 @@ class PublicationOfAnotherRole(Refused):
     """Have its owner, or an administrator, run what `headrace init --sql` prints."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Publication:
     """The current state of a publication.
 

@@ -8,13 +8,13 @@ docs/reference/events.md, section "Schema changes".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from producers.source.tables import CapturedTable
 from schemas.column_types import column_type
 from schemas.errors import Refused
 from schemas.events import Relation
+from schemas.lazy_dataclass import dataclass
 
 _WHOLE: Final = frozenset({20, 21, 23})
 _BINARY_FRACTION: Final = frozenset({700, 701})
@@ -25,7 +25,7 @@ class TableStopped(Refused):
     """Revert or keep the change, then re-snapshot the table with `headrace snapshot TABLE --from-scratch`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FollowedColumn:
     """A column as its values are in the topic; `number` is its attnum, which a rename keeps.
 
@@ -37,7 +37,7 @@ class FollowedColumn:
     type_oid: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TableNow:
     """A table in the current catalog, perhaps ahead of the stream.
 

@@ -11,7 +11,6 @@ import re
 import threading
 import time
 import zlib
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from infra.service.signals import bounded
 from infra.settings.model import DatabaseSettings, Settings
 from producers.source.transactions import Awaited
 from schemas.errors import HeadraceError, Interrupted, Refused, UsageError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, parse_lsn
 
 PLUGIN: Final = "pgoutput"
@@ -65,7 +65,7 @@ class SlotAwaited(HeadraceError):
     """End those transactions (COMMIT PREPARED or ROLLBACK PREPARED ends a prepared one), then run it again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SlotState:
     """A slot as pg_replication_slots shows it.
 

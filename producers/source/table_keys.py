@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -16,6 +15,7 @@ from psycopg.rows import dict_row
 from infra.postgres.key_order import Operators, key_orders
 from schemas.errors import PreflightFailed
 from schemas.events import Column
+from schemas.lazy_dataclass import dataclass
 
 _COLUMNS: Final = """
 SELECT a.attrelid::bigint AS oid, a.attname::text AS name, a.atttypid::bigint AS type_oid,
@@ -57,7 +57,7 @@ class UnusableKey(PreflightFailed):
     """Give the table a primary key, or name unique not-null columns in databases.<name>.keys."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TableKey:
     """What the catalog says of one table and its key.
 

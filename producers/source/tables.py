@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from producers.source.partitions import Partitions
 from producers.source.table_keys import TableKey, ask_columns, order_of, read_keys
 from schemas.errors import PreflightFailed
 from schemas.events import Column, Relation
+from schemas.lazy_dataclass import dataclass
 from schemas.topics import table_topic
 
 _INTEGERS: Final = frozenset({20, 21, 23, 26})
@@ -80,7 +81,7 @@ class IncompleteIdentity(PreflightFailed):
     """Run ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX), so that deletes carry the row's key."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CapturedTable:
     """A captured table.
 
@@ -167,7 +168,7 @@ def captured_tables(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Described:
     """A table's key, what the catalog says of it, its partitions, which were read before, and its `upserts`."""
 

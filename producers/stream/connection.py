@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import select
 import time
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
@@ -24,6 +23,7 @@ from producers.stream.buffered import take_one, taking
 from producers.stream.frames import Keepalive, Received, parse, status_update
 from producers.stream.start_command import Streaming, for_replication, start_command
 from schemas.errors import DatabaseUnavailable, Fenced, HeadraceError, Refused
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn, format_lsn
 
 _PASSING: Final = frozenset({"", "57P01", "57P02", "57P03", "53300"})
@@ -69,7 +69,7 @@ class PublicationMissing(Refused):
     """Create the publication before the slot: a slot cannot send changes from before its publication."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StreamOptions:
     """Options of a replication stream.
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
@@ -20,6 +20,7 @@ from infra.state.history import Actor, OperatorAction, last_details, record_acti
 from producers.source import slots
 from schemas.errors import Refused, UsageError
 from schemas.gitlab_schemas import PER_DATABASE
+from schemas.lazy_dataclass import dataclass
 
 _RECORDS: Final = "SELECT gitlab_schema, id, source, destination, epoch, stage, claim FROM headrace.switchovers"
 
@@ -37,7 +38,7 @@ class Stage(StrEnum):
     OPENED = "opened"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Record:
     """The last switchover of a gitlab schema; `epoch` is the epoch of its change of owner.
 
@@ -52,7 +53,7 @@ class Record:
     claim: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Move:
     """The gitlab schemas to move from the database `source` to `destination`, by their names in the settings."""
 
@@ -61,7 +62,7 @@ class Move:
     destination: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Side(Ownership):
     """The state of one of the two databases, as it records it."""
 
@@ -77,7 +78,7 @@ class Side(Ownership):
         return found if given == owner.name else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """The current state of both sides. `slot`: the new owner's producer has its slot, or needs none."""
 
@@ -88,7 +89,7 @@ class View:
     slot: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Changes:
     """Rows to write on one side, in one transaction; `name` is the database's new name, None: unchanged."""
 

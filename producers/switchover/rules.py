@@ -15,7 +15,7 @@ two databases write a gitlab schema:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from infra.postgres.control import Owner
 from producers.switchover.endpoints import Changes, Record, Side, Stage, View
 from producers.switchover.states import CARRIED, USABLE_ENDS, EndsState, SchemaState, ends_state, others, schema_states
 from schemas.gitlab_schemas import PER_DATABASE
+from schemas.lazy_dataclass import dataclass
 
 S = SchemaState
 
@@ -52,7 +53,7 @@ class Way(Enum):
     BY_HAND = "decide by hand"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Course:
     """One action of a remedy, with the gitlab schemas that it concerns."""
 
@@ -60,7 +61,7 @@ class Course:
     gitlab_schemas: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Refusal:
     """The reason why no step is possible, and the remedy: as text, and as data in the same order."""
 

@@ -11,10 +11,11 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from schemas.errors import Unavailable
+from schemas.lazy_dataclass import dataclass
 
 _MARKS: Final = frozenset({"objects", "refs", "HEAD"})
 _GITALYS_OWN: Final = "+gitaly"
@@ -35,7 +36,7 @@ class StorageUnreadable(Unavailable):
     """Check that the storage is mounted and that this user may read it, then walk again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Repository:
     """A repository, by its path in the storage; `modified` is its directory's mtime, in microseconds since 1970."""
 
@@ -43,7 +44,7 @@ class Repository:
     modified: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unread:
     """A directory that could not be read, and the system's reason; its contents are unknown."""
 
@@ -108,7 +109,7 @@ def walk_directory(root: str, scan: ScanDirectory = os.scandir) -> Generator[Fou
             os.close(level.descriptor)
 
 
-@dataclass(slots=True)
+@dataclass()
 class _Level:
     """A directory on the current path; `left` are its directories still to be walked, the next one last."""
 

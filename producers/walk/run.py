@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, Final
 
 from infra.kafka import clients, topic_requirements
@@ -29,6 +28,7 @@ from producers.walk.gitaly import walk_gitaly
 from producers.walk.stale_rows import leftovers
 from schemas.errors import Fenced, HeadraceError, Interrupted, UsageError
 from schemas.gitlab_schemas import PRAEFECT
+from schemas.lazy_dataclass import dataclass
 from schemas.topics import positions_topic, table_topic
 
 _COMMIT_EVENTS: Final = 10_000
@@ -59,7 +59,7 @@ class WalkState(SnapshotState):
     problems: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Walked:
     """A complete walk, which read every directory; `removed` counts rows of earlier walks."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -13,10 +12,11 @@ from infra.service import log
 from producers.publish.table_publisher import TableFeed
 from producers.snapshot.resnapshot_rules import KeyRange
 from producers.source.partitions import NOTICES_ATTACHED, Partitions, compared, kept_rows, obstacle, read_partitions
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Lsn
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Seen:
     """The partitions of a table at one check; `doubtful` ones may have changes that are not in the WAL."""
 

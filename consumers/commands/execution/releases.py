@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from infra.settings.file import load_settings
 from infra.settings.model import Settings
 from infra.state.history import Actor, operator
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 from schemas.topics import group_name
 
 
@@ -60,7 +61,7 @@ def contract(migration: str, config: Path | None, *, down: bool, reason: str | N
         record(site, complete=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Site:
     """A backfill with the database that it alters."""
 

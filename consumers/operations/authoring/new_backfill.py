@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
@@ -22,12 +22,13 @@ from infra.settings.declare import DeclareSettings
 from infra.settings.description.toml_text import toml_value
 from infra.settings.model import MigrationSettings, Settings
 from schemas.errors import Refused
+from schemas.lazy_dataclass import dataclass
 
 COUNT_MS: Final = 5_000
 """After this the planner's estimate has to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Estimate:
     """What is known before anything runs.
 

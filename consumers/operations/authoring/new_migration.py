@@ -9,12 +9,13 @@ import keyword
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from consumers.contract.migration import API
 from infra.settings.section import NAME_PATTERN
 from schemas.errors import UsageError
+from schemas.lazy_dataclass import dataclass
 
 _WIDTH: Final = 88
 """The longest line that ruff's and black's defaults leave as it is."""
@@ -37,7 +38,7 @@ _RESERVED: Final = frozenset(_WORDS.split())
 """PostgreSQL's words that are no names without quotes (its documentation, appendix C)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NewMigration:
     """What is known of it: `key` is the only column of the key, of type `key_type`; `sets` is column → expression."""
 

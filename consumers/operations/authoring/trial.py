@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -25,6 +24,7 @@ from infra.schema_registry.topic_registry import open_registry
 from infra.settings.model import Settings
 from schemas.codec.header import HeaderReader
 from schemas.errors import BrokerUnavailable, Malformed, UsageError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import Offset
 from schemas.wire import HEADER_BYTES, split_wire
 
@@ -40,7 +40,7 @@ class NoEvent(UsageError):
     """Check the key; a row that the producer has not read yet has no event."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trial:
     """The outcome. `operation` is the event's, such as `u`, None for a tombstone or an unreadable event.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
@@ -13,6 +12,7 @@ from infra.postgres import connect, standbys
 from infra.settings.model import Settings
 from infra.state.positions import SnapshotState, SourceState, StreamState
 from schemas.errors import HeadraceError
+from schemas.lazy_dataclass import dataclass
 from schemas.positions import format_lsn
 
 _SEEN: Final = """
@@ -31,7 +31,7 @@ _SEEN: Final = """
 _MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SlotView:
     """What a source's database knows of its stream and slot, as in SourceStatus; each None if it does not respond."""
 

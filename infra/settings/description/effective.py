@@ -6,7 +6,6 @@ Secrets are masked, and so is every value whose meaning is unknown: an option of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ from infra.settings.mistakes import Location
 from infra.settings.model import MigrationSettings, Settings, switches
 from infra.settings.registry_settings import HIDDEN
 from schemas import formats
+from schemas.lazy_dataclass import dataclass
 
 _SHOWN_OF_DSN: Final = ("user", "host", "port", "dbname")
 
@@ -34,7 +34,7 @@ class Origin(StrEnum):
     ENVIRONMENT = "environment"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Setting:
     """One key with its value, in JSON's types; None is a key without a value.
 

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from rich.progress import Progress
 
 from infra.cli import tables
 from schemas.errors import HeadraceError, Malformed, Unavailable
+from schemas.lazy_dataclass import dataclass
 
 KAFKA_VERSION = "4.3.0"
 PARALLEL_DOWNLOADS = 8
