@@ -37,7 +37,7 @@ ORDER BY place
 CHUNK_BYTES: Final = 32 << 20
 """The most that COPY sends for one chunk (at least a row); encoded rows and Kafka's queue need as much again."""
 
-_ALL_CHUNKS_BYTES: Final = 64 << 20
+_ALL_CHUNKS_BYTES: Final = 96 << 20
 """The most that COPY sends for all chunks that are read at the same time."""
 
 

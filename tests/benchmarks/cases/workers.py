@@ -12,8 +12,8 @@ from tests.benchmarks.producing import Run, copied
 
 _BYTES_PER_SECOND: Final = 20e6
 _SECONDS: Final = 0.005
-_WIDTH: Final = 1_200
-"""Bytes that are added to a row, so that a connection's bandwidth is less than what two processors can copy."""
+_WIDTH: Final = 3_200
+"""Bytes that are added to a row, so that four connections' bandwidth is less than what two processors can copy."""
 
 
 def figures(bench: Bench) -> Iterator[Figure]:
