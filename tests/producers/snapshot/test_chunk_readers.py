@@ -116,10 +116,10 @@ def test_each_thread_has_a_read_in_progress_and_a_next_one(readers: ChunkReaders
         assert readers.idle
         readers.begin(name, read)
     assert not readers.idle
+    until(lambda: len(opened.wires) == 2, "both threads to read")
     proceed.set()
     assert ended(readers, 4).keys() == set("abcd")
     assert readers.idle
-    assert len(opened.wires) == 2
 
 
 def test_connection_is_used_again(readers: ChunkReaders[str], opened: Opened) -> None:
