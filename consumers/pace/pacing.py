@@ -9,7 +9,7 @@ from typing import Final
 from consumers.pace.batch_size_optimizer import Optimizer
 from infra.settings.model import MigrationSettings
 
-_SHARES: Final = 4
+SHARES: Final = 4
 """A transaction grows up to 1/4 of the batch, so that the next can be planned while one runs (see Ahead)."""
 _READ: Final = 16
 """Events read at a time, per change in a transaction."""
@@ -37,7 +37,7 @@ class Pacing:
         self._busy_until = clock()
         self._optimizer: Optimizer | None = None
         self._fixed = settings.sub_batch_size
-        self._largest = max(settings.batch_size // _SHARES, settings.sub_batch_size)
+        self._largest = max(settings.batch_size // SHARES, settings.sub_batch_size)
         if settings.adaptive:
             self._optimizer = Optimizer(
                 settings.sub_batch_size,

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from consumers.operations.group_admin import members
 from infra.stack.processes.keeper import Guarded
 from schemas.errors import HeadraceError
+from schemas.topics import group_name
 from tests.benchmarks.bench import PATIENCE, Site
 from tests.benchmarks.machine import Meter, peak_megabytes
 from tests.benchmarks.producing import servers
@@ -135,6 +137,11 @@ def _watched(
 def replay_if_run(site: Site, migration: str = MIGRATION) -> None:
     """Have the next consumer read from the topic's beginning, if one ran before."""
     if _has_run(site, migration):
+        # One that had no time to leave the group is still a member of it for a while.
+        group = group_name(site.prefix, migration)
+        for _ in site.bench.watched("consumers that were stopped", every=_WATCH_SECONDS):
+            if not members(site.settings.kafka, group):
+                break
         _run_command(site, "replay", migration)
 
 
