@@ -20,6 +20,8 @@ _INIT_SECONDS = 30.0
 _COMMIT_SECONDS = 45.0
 _QUEUE_MESSAGES = 1_000_000
 _QUEUE_KBYTES = 96 * 1024
+_LINGER_MS = 50
+"""A commit sends what waits. Before that only full batches are worth a request."""
 _ANY_PARTITION = -1
 
 
@@ -50,7 +52,7 @@ class Relay:
                 defaults={
                     "queue.buffering.max.messages": _QUEUE_MESSAGES,
                     "queue.buffering.max.kbytes": _QUEUE_KBYTES,
-                    "linger.ms": 2,
+                    "linger.ms": _LINGER_MS,
                     "batch.num.messages": 100_000,
                     "batch.size": 1_000_000,
                 },

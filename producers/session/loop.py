@@ -50,6 +50,13 @@ class Timing:
     commit_events: int = 50_000
     commit_seconds: float = 0.05
     """Under load a Kafka transaction ends after this many events or seconds; when the stream is idle, at once."""
+    gather_seconds: float = 0.005
+    """While changes keep coming, the pause after a Kafka transaction that has all there is to read.
+
+    A broker writes a transaction's markers after it has confirmed the commit. librdkafka, which is refused the next
+    transaction before they are written, tries again only 20 ms later. Meanwhile more changes gather, so that Kafka has
+    fewer transactions.
+    """
     copy_seconds: float = 5.0
     """The longest copy phase, during which the stream pauses; bounds the lag while tables are copied."""
     heartbeat_seconds: float = 5.0
@@ -246,12 +253,15 @@ class Session:
         """
         capture, timing = self._capture, self._pace
         handle = capture.handle
-        committed = time.monotonic()
+        committed = came = time.monotonic()
         enough = committed + seconds
+        ended = 0.0
         while self._running:
             THIS.advance()
             pending = self._commits.pending
             messages = self._parts.incoming.read(timing.frames, 0 if pending else 0.2)
+            if not pending:
+                came = time.monotonic()
             for message in messages:
                 handle(message)
             now = time.monotonic()
@@ -266,6 +276,10 @@ class Session:
                 done = self._copying if until is None else capture.position.commit_lsn >= until and now >= enough
                 if done or crowded:
                     return
+                if not full and came < ended + timing.gather_seconds:
+                    self._stop.wait(timing.gather_seconds)
+                    committed = time.monotonic()
+                ended = time.monotonic()
             elif not pending:
                 committed = now
                 # Nothing may come before the next heartbeat, which is later than a limit of the copy allows.

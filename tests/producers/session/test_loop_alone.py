@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any, cast
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -216,6 +217,14 @@ def test_busy_stream_is_committed_at_intervals_and_at_the_end(seconds: float, co
     world.run(Timing(commit_seconds=seconds))
     assert world.journal.count("commit") == commits
     assert world.journal[-2:] == ["commit", "confirm"]
+
+
+@pytest.mark.parametrize(("gather", "seconds", "pauses"), [(0.25, 9.0, 2), (0.0, 9.0, 0), (0.25, -1.0, 0)])
+def test_changes_that_follow_a_commit_gather_unless_it_had_to_end(gather: float, seconds: float, pauses: int) -> None:
+    world, waited = World(steps=12), list[float]()
+    world.stop = Mock(wraps=world.stop, wait=waited.append)
+    world.run(Timing(gather_seconds=gather, commit_seconds=seconds))
+    assert waited == [gather] * pauses
 
 
 def test_chunks_are_committed_one_by_one() -> None:
