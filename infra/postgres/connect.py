@@ -180,7 +180,8 @@ def pipelined(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Send what is executed inside in one round trip; its results are there afterwards. Raises the first error.
 
     If that arrives while later statements are being sent, psycopg's own pipeline logs a warning, and may raise that
-    these were skipped instead.
+    these were skipped instead. After an error psycopg takes statements for prepared that the server has skipped, until
+    its own transaction is rolled back: what is executed without one must be `unprepared`.
     """
     first = None
     try:
@@ -198,13 +199,23 @@ def pipelined(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def unprepared(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Have psycopg prepare nothing inside by itself, as it does with what is executed for the sixth time."""
+    threshold, connection.prepare_threshold = connection.prepare_threshold, None
+    try:
+        yield
+    finally:
+        connection.prepare_threshold = threshold
+
+
+@contextmanager
 def asked_in_one_snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Ask everything inside from one snapshot, in one round trip: the answers are there once it has ended.
 
     The connection must be as for `one_snapshot`.
     """
     try:
-        with pipelined(connection):
+        with unprepared(connection), pipelined(connection):
             connection.execute(BEGIN_ONE_SNAPSHOT)
             yield
             connection.execute("ROLLBACK")

@@ -10,7 +10,7 @@ from typing import Any, Final, LiteralString, cast
 import psycopg
 from psycopg import pq, sql
 
-from infra.postgres.connect import BEGIN_ONE_SNAPSHOT, pipelined
+from infra.postgres.connect import BEGIN_ONE_SNAPSHOT, pipelined, unprepared
 from infra.postgres.copy_out import Lines, copy_lines
 from infra.postgres.key_order import ascending, ask_key_orders, compared
 from infra.postgres.moments import ask_moment
@@ -109,9 +109,9 @@ def read_chunk(
     """Read the first rows with keys in the bounds, in key order: about `rows`, and `most` bytes at most, or one row.
 
     `longest` is the most bytes that COPY may send for one row. `planned` is called before the rows are read, with the
-    last key that will be, None if it is that of the bounds, and may wait. Never waits in the queue for the table's
-    lock. Raises TableGone if the table was dropped, TableStopped if the sort order of its key changed, LineTooLong for
-    a row, and psycopg's errors.
+    last key that will be, None if it is that of the bounds, and may wait: meanwhile the table is locked as for reading.
+    Never waits in the queue for the table's lock. Raises TableGone if the table was dropped, TableStopped if the sort
+    order of its key changed, LineTooLong for a row, and psycopg's errors.
     """
     try:
         with _present(table):
@@ -134,7 +134,7 @@ def read_chunk(
 def _begun(connection: psycopg.Connection[Any], table: CapturedTable) -> tuple[Moment, Relation]:
     """Begin the chunk's transaction; return the moment that it shows, and the table's columns as it sees them."""
     oid = table.relation.oid
-    with pipelined(connection):  # one round trip to the server
+    with unprepared(connection), pipelined(connection):  # one round trip to the server
         connection.execute(BEGIN_ONE_SNAPSHOT)
         connection.execute(_PATIENCE)
         # Before the snapshot: a rewritten table is empty in every snapshot taken before the rewrite's end.

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from infra.postgres.connect import connect, described, one_line, pinned, session, translated
+from infra.postgres.connect import asked_in_one_snapshot, connect, described, one_line, pinned, session, translated
 from infra.settings.model import DatabaseSettings
 from infra.stack import Stack
 from schemas.errors import DatabaseUnavailable, HeadraceError, PreflightFailed, SettingsError
@@ -136,6 +136,25 @@ def test_text_form_is_canonical_whatever_the_role_sets(stack: Stack, database: D
     with connect(dsn, name="test", reading=True) as canonical:
         assert canonical.execute(query).fetchone() == tuple(CANONICAL.values())
         assert canonical.execute("SHOW work_mem").fetchone() == ("123kB",)
+
+
+@pytest.mark.parametrize("before", [4, 5, 6])
+def test_question_that_failed_leaves_no_other_one_unanswered(database: Database, before: int) -> None:
+    """psycopg prepares by itself what is executed for the sixth time, here in a pipeline that an error ends."""
+    with connect(database.dsn, name="test") as connection:
+
+        def ask(divisor: int) -> tuple[int, ...] | None:
+            with asked_in_one_snapshot(connection):
+                connection.execute("SELECT 1 / %s::int4", (divisor,))
+                asked = connection.execute("SELECT %s::int4", (divisor,))
+            return asked.fetchone()
+
+        for _ in range(before):
+            ask(1)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            ask(0)
+        assert ask(1) == (1,)
+        assert connection.prepare_threshold is not None, "other statements are prepared as before"
 
 
 def test_missing_privilege_names_the_remedy(stack: Stack, database: Database, password: str) -> None:

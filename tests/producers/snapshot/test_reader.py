@@ -37,6 +37,21 @@ def dsn_of(source: Source) -> str:
     return source.settings.database("main").dsn.get_secret_value()
 
 
+@pytest.mark.parametrize("before", [4, 5, 6])
+def test_connection_that_met_a_lock_reads_on(new_source: NewSource, before: int) -> None:
+    """psycopg prepares by itself what is executed for the sixth time."""
+    source = new_source(f"{SCHEMA}; INSERT INTO t SELECT i, 0, 'v' FROM generate_series(1, 20) i", "public.t")
+    (table,) = captured_tables(source.connection, "main", source.settings.database("main"), source.settings.prefix)
+    with connect(dsn_of(source), name="t", reading=True) as reader, psycopg.connect(dsn_of(source)) as holder:
+        for _ in range(before):
+            read_chunk(reader, table, Bounds(), 50)
+        holder.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            read_chunk(reader, table, Bounds(), 50)
+        holder.rollback()
+        assert read_chunk(reader, table, Bounds(), 50).rows == 20
+
+
 @pytest.mark.parametrize("seed", [11, 12])
 def test_topic_equals_table_after_random_work_during_snapshot(new_source: NewSource, seed: int) -> None:
     source = new_source(
