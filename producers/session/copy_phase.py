@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -207,9 +208,14 @@ class ChunkSteps:
         task: ChunkTask,
         connection: psycopg.Connection[Any],
         planned: Callable[[Texts | None], object],
+        last: Texts | None = None,
     ) -> ChunkRows | None:
-        """Read a chunk; None when the table's owner has changed. Its errors are for `add`."""
+        """Read a chunk, no further than the key `last`; None when the table's owner has changed.
+
+        Its errors are for `add`.
+        """
         feed = task.feed
+        bounds = task.bounds if last is None else replace(task.bounds, last=last)
 
         def begins(upto: Texts | None) -> None:
             planned(upto)  # may wait
@@ -219,7 +225,7 @@ class ChunkSteps:
             chunk = read_chunk(
                 connection,
                 feed.table,
-                task.bounds,
+                bounds,
                 task.rows,
                 longest=feed.longest_line,
                 most=self._most,
@@ -231,6 +237,8 @@ class ChunkSteps:
             if (of_the_table := judged(connection, error)) is None:
                 raise
             raise _Unreadable(of_the_table) from error
+        if chunk.upto is None and last is not None:
+            chunk = replace(chunk, upto=last)
         # After the chunk: if the key was dropped meanwhile, the chunk may have had one key twice.
         self._watch.require(feed, connection)
         # Checked after the chunk: its snapshot is from before the change of owner, and so valid for the new owner too.

@@ -19,12 +19,17 @@ from producers.snapshot.reader import CHUNKS_EACH, ChunkRows
 from producers.snapshot.resnapshot_rules import Texts
 from schemas.lazy_dataclass import dataclass
 
+_LOCKED_SECONDS: Final = 1.0
+"""How long a thread waits for room between finding out a chunk's end and reading its rows."""
 _LEAVE_SECONDS: Final = 1.0
 """How long `close` waits for a thread; one that is still connecting ends later."""
 
 T = TypeVar("T")
-Read = Callable[[psycopg.Connection[Any], Callable[[Texts | None], object]], ChunkRows | None]
-"""Reads a chunk over a connection; calls its second argument as read_chunk calls `planned`."""
+Read = Callable[[psycopg.Connection[Any], Callable[[Texts | None], object], Texts | None], ChunkRows | None]
+"""Reads a chunk over a connection; calls its second argument as read_chunk calls `planned`.
+
+With a third argument it reads no further than that key. It may be called again after its second argument has raised.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,14 @@ class _Closed(Exception):
     """The readers were closed before the rows were read."""
 
 
+class _NoRoom(Exception):
+    """There was no room for a chunk's rows in time; `upto` is how far it was to be read."""
+
+    def __init__(self, upto: Texts | None) -> None:
+        super().__init__(upto)
+        self.upto = upto
+
+
 class _Room:
     """The bytes that chunks in progress may have together; waits until others have left."""
 
@@ -61,13 +74,15 @@ class _Room:
         self._changed = threading.Condition()
         self._closed = False
 
-    def take(self, size: int) -> None:
-        """Wait for room; raises _Closed."""
+    def take(self, size: int, seconds: float | None = None) -> bool:
+        """Wait for room, at most so many seconds; return whether it was taken. Raises _Closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._left >= size)
+            there = self._changed.wait_for(lambda: self._closed or self._left >= size, seconds)
             if self._closed:
                 raise _Closed
-            self._left -= size
+            if there:
+                self._left -= size
+            return there
 
     def give(self, size: int) -> None:
         """Return room; a negative size is taken without waiting."""
@@ -87,7 +102,8 @@ class ChunkReaders(Generic[T]):
 
     At most CHUNKS_EACH chunks for each thread are being read or have been read and are not `settled`, of `most` bytes
     each; fewer if one has more, since it is a single large row. A thread with another one finds out the chunk's end
-    meanwhile, which costs round trips to the server, and waits before its rows.
+    meanwhile, which costs round trips to the server, and waits before its rows: for a second at most, since it has the
+    table's lock, for which an ALTER TABLE would wait, and everybody behind that. Later it begins again.
 
     Queries are cancelled once `stop` is set. For the use of one thread.
     """
@@ -162,11 +178,18 @@ class ChunkReaders(Generic[T]):
             nonlocal held
             if upto is not None:
                 self._news.put((task, Planned(upto)))
-            self._room.take(self._most)
-            held = self._most
+            if not held:
+                if not self._room.take(self._most, _LOCKED_SECONDS):
+                    raise _NoRoom(upto)
+                held = self._most
 
         try:
-            chunk = read(connection, planned)
+            try:
+                chunk = read(connection, planned, None)
+            except _NoRoom as none:
+                self._room.take(self._most)
+                held = self._most
+                chunk = read(connection, planned, none.upto)
         except BaseException as error:
             return Ended(error=error, held=held)
         if chunk is not None and 0 < held < len(chunk.data):

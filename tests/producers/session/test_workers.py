@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
 import pytest
 
 from consumers.testing.waiting import PATIENCE, until
+from infra.state.positions import SnapshotState
 from infra.state.snapshot_requests import SnapshotRequest, send_request
 from producers.session import copy_phase
+from producers.session.loop import Session
 from producers.snapshot import reader
 from tests.producers.folding import states
 from tests.producers.processes import SCHEMA
@@ -26,6 +28,46 @@ SEVERAL = {"chunk_rows": 7, "workers": 4}
 NOT_COMPARED = ("another order", "numbers as text")
 """Kinds of keys that the producer may be unable to compare: their table is read by one worker."""
 WORKERS = "FROM pg_stat_activity WHERE application_name = 'headrace produce main worker'"
+
+
+class Stalls(Session):
+    """Has a commit of chunks wait once several were committed, as for a broker that does not answer."""
+
+    go_on = threading.Event()
+    stalls = threading.Event()
+    commits = 0
+
+    def _commit_chunks(self, stopped: Sequence[tuple[str, SnapshotState]] = ()) -> None:
+        self.commits += 1
+        if self.commits == 10:
+            self.stalls.set()
+            assert self.go_on.wait(PATIENCE)
+        super()._commit_chunks(stopped)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_table_stays_locked_while_kafka_does_not_answer(new_source: NewSource, workers: int) -> None:
+    source = new_source(
+        f"{SCHEMA}; {ROWS}; CREATE TABLE u (LIKE t INCLUDING ALL); INSERT INTO u SELECT * FROM t",
+        "public.t",
+        "public.u",
+        snapshot={"chunk_rows": 10, "workers": workers},
+    )
+    Stalls.go_on.clear()
+    Stalls.stalls.clear()
+    idle = f"SELECT count(*) {WORKERS} AND state = 'idle in transaction'"
+    with running(source, Stalls) as producer:
+        try:
+            until(Stalls.stalls.is_set, "a commit")
+            # A chunk waits for the commit; then its transaction ends, and it begins no other.
+            until(lambda: source.connection.execute(idle).fetchone() == (0,), "the tables to be unlocked")
+            with source.connection.transaction():
+                source.connection.execute("LOCK TABLE t, u IN ACCESS EXCLUSIVE MODE")
+        finally:
+            Stalls.go_on.set()
+        producer.caught_up()
+    source.require_equal("public.t")
+    source.require_equal("public.u")
 
 
 class Gate:

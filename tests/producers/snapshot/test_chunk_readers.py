@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 
 from consumers.testing.waiting import PATIENCE, until
-from producers.snapshot.chunk_readers import ChunkReaders, Ended, Planned
+from producers.snapshot import chunk_readers
+from producers.snapshot.chunk_readers import ChunkReaders, Ended, Planned, Read
 from producers.snapshot.reader import ChunkRows
 from schemas.positions import Lsn
 from schemas.xid_snapshot import Moment, Snapshot
@@ -73,7 +74,7 @@ def readers(opened: Opened, stop: threading.Event) -> Iterator[ChunkReaders[str]
     made.close()
 
 
-def at_once(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows | None:
+def at_once(_connection: Any, _planned: Callable[[Any], object], _last: Any) -> ChunkRows | None:
     return CHUNK
 
 
@@ -92,7 +93,7 @@ def ended(readers: ChunkReaders[str], count: int = 1) -> dict[str, Ended]:
 def test_two_chunks_are_read_at_the_same_time(readers: ChunkReaders[str], opened: Opened) -> None:
     both = threading.Barrier(2)
 
-    def read(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+    def read(_connection: Any, _planned: Callable[[Any], object], _last: Any) -> ChunkRows:
         both.wait(PATIENCE)
         return CHUNK
 
@@ -108,7 +109,7 @@ def test_two_chunks_are_read_at_the_same_time(readers: ChunkReaders[str], opened
 def test_each_thread_has_a_read_in_progress_and_a_next_one(readers: ChunkReaders[str], opened: Opened) -> None:
     proceed = threading.Event()
 
-    def read(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+    def read(_connection: Any, _planned: Callable[[Any], object], _last: Any) -> ChunkRows:
         proceed.wait(PATIENCE)
         return CHUNK
 
@@ -132,7 +133,7 @@ def test_connection_is_used_again(readers: ChunkReaders[str], opened: Opened) ->
 def test_end_of_a_chunk_is_known_while_it_is_read(readers: ChunkReaders[str]) -> None:
     proceed = threading.Event()
 
-    def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
+    def read(_connection: Any, planned: Callable[[Any], object], _last: Any) -> ChunkRows:
         planned(("7",))
         proceed.wait(PATIENCE)
         return CHUNK
@@ -150,8 +151,8 @@ class Reads:
     def __init__(self) -> None:
         self.rows: list[str] = []
 
-    def of(self, name: str, chunk: ChunkRows = CHUNK) -> Callable[[Any, Callable[[Any], object]], ChunkRows]:
-        def read(_connection: Any, planned: Callable[[Any], object]) -> ChunkRows:
+    def of(self, name: str, chunk: ChunkRows = CHUNK) -> Read:
+        def read(_connection: Any, planned: Callable[[Any], object], _last: Any) -> ChunkRows:
             planned((name,))
             self.rows.append(name)
             return chunk
@@ -189,6 +190,39 @@ def test_each_thread_has_two_chunks_that_are_not_settled_and_no_more(readers: Ch
     assert ended(readers).keys() == {"g"}
 
 
+def test_read_without_room_ends_after_a_while_and_begins_again_no_further_once_there_is_some(
+    opened: Opened, stop: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk_readers, "_LOCKED_SECONDS", 0.01)
+    readers: ChunkReaders[str] = ChunkReaders(1, opened, stop, MOST)
+    reads, began, unlocked = Reads(), list[Any](), threading.Event()
+
+    def read(_connection: Any, planned: Callable[[Any], object], last: Any) -> ChunkRows:
+        began.append(last)
+        try:
+            planned(("c",))
+        except Exception:
+            unlocked.set()
+            raise
+        return CHUNK
+
+    for name in "ab":
+        readers.begin(name, reads.of(name))
+    ended(readers, 2)
+    readers.begin("c", read)
+    until(unlocked.is_set, "the table to be unlocked")
+    planned_next(readers, "c")
+    assert began == [None], "it waits without the table's lock"
+    readers.settled()
+    assert ended(readers).keys() == {"c"}
+    assert began == [None, ("c",)]
+    readers.settled()
+    for name in "de":
+        readers.begin(name, reads.of(name))
+    assert ended(readers, 2).keys() == {"d", "e"}, "its room was not returned"
+    readers.close()
+
+
 def test_no_other_chunk_is_in_memory_with_a_large_row(opened: Opened, stop: threading.Event) -> None:
     readers: ChunkReaders[str] = ChunkReaders(1, opened, stop, MOST)
     reads = Reads()
@@ -203,7 +237,7 @@ def test_no_other_chunk_is_in_memory_with_a_large_row(opened: Opened, stop: thre
 
 
 def test_read_that_failed_before_its_rows_leaves_the_turn_to_others(readers: ChunkReaders[str]) -> None:
-    def fails(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+    def fails(_connection: Any, _planned: Callable[[Any], object], _last: Any) -> ChunkRows:
         raise RuntimeError("no")
 
     reads = Reads()
@@ -241,7 +275,7 @@ def test_error_is_raised_where_the_result_is_taken(
     error = RuntimeError("no")
     opened.error = None if connects else error
 
-    def read(_connection: Any, _planned: Callable[[Any], object]) -> ChunkRows:
+    def read(_connection: Any, _planned: Callable[[Any], object], _last: Any) -> ChunkRows:
         raise error
 
     readers.begin("a", read)
@@ -257,7 +291,7 @@ def test_close_ends_a_read_that_waits_for_the_server(opened: Opened, stop: threa
     readers: ChunkReaders[str] = ChunkReaders(2, opened, stop, MOST)
     waits, left = threading.Event(), threading.Event()
 
-    def read(connection: Any, _planned: Callable[[Any], object]) -> None:
+    def read(connection: Any, _planned: Callable[[Any], object], _last: Any) -> None:
         waits.set()
         cast(Wire, connection).here.recv(1)
         left.set()
@@ -270,7 +304,7 @@ def test_close_ends_a_read_that_waits_for_the_server(opened: Opened, stop: threa
 
 
 def test_stop_cancels_the_query_of_a_worker(readers: ChunkReaders[str], opened: Opened, stop: threading.Event) -> None:
-    def read(connection: Any, _planned: Callable[[Any], object]) -> None:
+    def read(connection: Any, _planned: Callable[[Any], object], _last: Any) -> None:
         stop.set()
         assert cast(Wire, connection).cancelled.wait(PATIENCE)
 
