@@ -24,7 +24,7 @@ from infra.stack.brokers.class_archive import ClassArchive
 from infra.stack.brokers.jars import kafka_home
 from infra.stack.brokers.java import find_java
 from infra.stack.processes.keeper import Guarded, Keeper
-from infra.stack.processes.ports import free_port, require_free
+from infra.stack.processes.ports import free_ports, require_free
 from schemas.errors import BrokerUnavailable
 
 READY_SECONDS: Final = 180.0
@@ -247,11 +247,8 @@ def serving(bootstrap_servers: str, number: int = 1) -> str | None:
 def ports_for(numbers: Sequence[int], kept: Mapping[int, int]) -> dict[int, int]:
     """Return a distinct port for each number: the kept one, or one that is free now."""
     chosen = {number: kept[number] for number in numbers if kept.get(number)}
-    for number in numbers:
-        while number not in chosen:
-            port = free_port()
-            if port not in chosen.values():
-                chosen[number] = port
+    missing = [number for number in numbers if number not in chosen]
+    chosen |= zip(missing, free_ports(len(missing), chosen.values()), strict=True)
     return {number: chosen[number] for number in numbers}
 
 

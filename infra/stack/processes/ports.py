@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Collection
 
 from schemas.errors import UsageError
 
@@ -34,11 +35,11 @@ def free_port() -> int:
     )
 
 
-def free_ports(count: int) -> list[int]:
-    """Return as many distinct ports, each free now: none is taken yet, so that two free_port() could be the same."""
+def free_ports(count: int, others: Collection[int] = ()) -> list[int]:
+    """Return as many distinct ports, none of `others`, each free now: two calls of free_port() may return the same."""
     chosen: set[int] = set()
     while len(chosen) < count:
-        chosen.add(free_port())
+        chosen |= {free_port()} - set(others)
     return list(chosen)
 
 
